@@ -1,0 +1,312 @@
+//! What is sent to sockets, and what nodes ask of each other.
+
+use bytes::Bytes;
+
+use crate::{Close, EventName, NodeId, RoomName, SocketId};
+
+/// One message from one node to others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// Who sent it.
+    pub origin: NodeId,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What an envelope says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// "I am alive."
+    Heartbeat(Heartbeat),
+    /// "I stop now."
+    Goodbye,
+    /// For the sockets of a room, or all.
+    Publication(Publication),
+    /// To be answered with an [`Answer`].
+    Request(Request),
+    /// Answers a [`Request`].
+    Answer(Answer),
+    /// Publications to these rooms may have been lost; to any room, when it is empty.
+    Missed(Vec<RoomName>),
+}
+
+/// A node's account of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heartbeat {
+    /// A name for people, from the configuration; need not be unique.
+    pub name: String,
+    /// The version of the program.
+    pub version: String,
+    /// When it started, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// Sockets on the node.
+    pub sockets: u64,
+    /// Rooms with members on the node.
+    pub rooms: u64,
+    /// Takes no new sockets and is about to stop.
+    pub draining: bool,
+}
+
+/// What a socket is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// A named event; `data` is JSON text that nobody on the way parses or changes.
+    Event {
+        /// The event.
+        name: EventName,
+        /// JSON text, absent where there is none.
+        data: Option<Bytes>,
+    },
+    /// A bare text frame.
+    Text(Text),
+    /// A bare binary frame.
+    Binary(Bytes),
+}
+
+/// Bytes that were seen to be UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(Bytes);
+
+/// A send to many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publication {
+    /// Whose sockets.
+    pub to: Audience,
+    /// What they are sent.
+    pub payload: Payload,
+    /// The socket that sent it, if a client did.
+    pub from: Option<SocketId>,
+    /// Sockets that must not get it.
+    pub except: Vec<SocketId>,
+    /// The same number, given by the origin, on every copy of one send to several rooms: a socket in
+    /// more than one of them gets one copy.
+    pub once: Option<u64>,
+    /// The origin waits for each node to say how many sockets it reached.
+    pub confirm: bool,
+}
+
+/// Whose sockets a publication goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// The members of a room.
+    Room(RoomName),
+    /// Every socket of the cluster.
+    Everyone,
+}
+
+/// What one node asks of another.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// "Do your messages reach me, and mine you?"
+    Probe,
+    /// Send to sockets of the asked node.
+    Emit {
+        /// The sockets.
+        to: Vec<SocketId>,
+        /// What they are sent.
+        payload: Payload,
+        /// The socket that sent it, if a client did.
+        from: Option<SocketId>,
+    },
+    /// Make sockets of the asked node members of a room.
+    Join {
+        /// The sockets.
+        to: Vec<SocketId>,
+        /// The room.
+        room: RoomName,
+    },
+    /// Undo [`Request::Join`].
+    Leave {
+        /// The sockets.
+        to: Vec<SocketId>,
+        /// The room.
+        room: RoomName,
+    },
+    /// Close sockets of the asked node.
+    Disconnect {
+        /// Which.
+        target: Target,
+        /// What they are told.
+        close: Close,
+        /// After how many milliseconds.
+        after_ms: u64,
+    },
+    /// Describe a socket.
+    Socket(SocketId),
+    /// List rooms, by name.
+    Rooms(RoomsQuery),
+    /// List the members of a room, by id.
+    Sockets(SocketsQuery),
+    /// "I publish to this room and count: say zero if you do not listen to it."
+    NotSubscribed(RoomName),
+}
+
+/// Which sockets a [`Request::Disconnect`] means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// These.
+    Sockets(Vec<SocketId>),
+    /// The members of a room.
+    Room(RoomName),
+}
+
+/// One page of rooms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomsQuery {
+    /// Only names that begin so.
+    pub prefix: String,
+    /// Only names after this one.
+    pub after: String,
+    /// Most rooms in the answer.
+    pub limit: usize,
+}
+
+/// One page of a room's sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketsQuery {
+    /// The room.
+    pub room: RoomName,
+    /// Only ids after this one.
+    pub after: Option<SocketId>,
+    /// Most sockets in the answer.
+    pub limit: usize,
+}
+
+/// Answers a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// To [`Request::Probe`].
+    Pong,
+    /// To requests that name sockets.
+    Statuses(Vec<(SocketId, Status)>),
+    /// How many sockets were reached or disconnected.
+    Count(u64),
+    /// To [`Request::Socket`].
+    Socket(Option<SocketInfo>),
+    /// To [`Request::Rooms`].
+    Rooms(RoomsPage),
+    /// To [`Request::Sockets`].
+    Sockets(SocketsPage),
+}
+
+/// What became of a send to one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It is in the socket's send queue on its node.
+    Delivered,
+    /// No such socket now.
+    NotFound,
+    /// The socket's node no longer answers.
+    NodeGone,
+    /// The socket's queue, or a limit of the socket, is full.
+    Dropped,
+    /// No answer in time: it may have arrived or not.
+    Timeout,
+    /// Not a socket id.
+    Invalid,
+}
+
+/// A socket, described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketInfo {
+    /// Its id.
+    pub id: SocketId,
+    /// The rooms that it is in, in the order of joining.
+    pub rooms: Vec<RoomName>,
+    /// Whom it belongs to, where that is known.
+    pub user: Option<String>,
+    /// In milliseconds since 1970.
+    pub connected_at_ms: u64,
+    /// The peer's address.
+    pub remote_addr: String,
+    /// Bytes that wait to be written to it.
+    pub queued_bytes: u64,
+}
+
+/// Rooms in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoomsPage {
+    /// Each with the number of its sockets.
+    pub rooms: Vec<(RoomName, u64)>,
+    /// Whether there are rooms after the last.
+    pub more: bool,
+}
+
+/// Sockets of a room in the order of their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketsPage {
+    /// Each with its user, where that is known.
+    pub sockets: Vec<(SocketId, Option<String>)>,
+    /// All sockets of the room, on this page or not.
+    pub count: u64,
+    /// Whether there are sockets after the last.
+    pub more: bool,
+}
+
+impl Text {
+    /// The bytes, when they are UTF-8.
+    pub fn from_utf8(bytes: Bytes) -> Result<Self, std::str::Utf8Error> {
+        std::str::from_utf8(&bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// The bytes of the text.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
+    /// The bytes of the text.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Payload {
+    /// Bytes that a user chose, for limits and budgets.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Event { name, data } => name.as_str().len() + data.as_ref().map_or(0, Bytes::len),
+            Self::Text(text) => text.0.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Publication {
+    /// A publication by nobody in particular, to all of `to`.
+    pub fn new(to: Audience, payload: Payload) -> Self {
+        Self {
+            to,
+            payload,
+            from: None,
+            except: Vec::new(),
+            once: None,
+            confirm: false,
+        }
+    }
+}
+
+impl Status {
+    /// The word for it in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::NotFound => "not_found",
+            Self::NodeGone => "node_gone",
+            Self::Dropped => "dropped",
+            Self::Timeout => "timeout",
+            Self::Invalid => "invalid",
+        }
+    }
+}

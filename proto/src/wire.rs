@@ -1,0 +1,579 @@
+//! Envelopes as bytes. The generated protobuf types stay in this file, so that the wire and the inner
+//! values can change apart from each other.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::envelope::{
+    Answer, Audience, Body, Envelope, Heartbeat, Payload, Publication, Request, RoomsPage,
+    RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status, Target, Text,
+};
+use crate::{Close, EventName, NodeId, RoomName, SocketId};
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated from cluster.proto, where it is documented"
+)]
+mod pb {
+    include!(concat!(env!("OUT_DIR"), "/unisono.cluster.rs"));
+}
+
+/// The version of `cluster.proto`. Nodes read their own version only.
+pub const VERSION: u32 = 1;
+
+/// Bytes that an envelope may add to what users chose (payload, names, `except`): a bound, not a measure.
+pub const OVERHEAD_BYTES: usize = 256;
+
+/// Bytes that are not an envelope that this version can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not a protobuf message of this schema.
+    #[error("not an envelope")]
+    Malformed,
+    /// Of a node with another version of the schema.
+    #[error("an envelope of version {0}, this node reads version {VERSION}")]
+    Version(u32),
+    /// Well formed, but a field has a value that it cannot have.
+    #[error("an envelope with a bad {0}")]
+    Field(&'static str),
+}
+
+/// Writes an envelope.
+pub fn encode(envelope: &Envelope) -> Bytes {
+    let message = pb::Envelope {
+        version: VERSION,
+        origin: envelope.origin.as_u64(),
+        body: Some(match &envelope.body {
+            Body::Heartbeat(heartbeat) => pb::envelope::Body::Heartbeat(pb::Heartbeat {
+                name: heartbeat.name.clone(),
+                version: heartbeat.version.clone(),
+                started_at_ms: heartbeat.started_at_ms,
+                sockets: heartbeat.sockets,
+                rooms: heartbeat.rooms,
+                draining: heartbeat.draining,
+            }),
+            Body::Goodbye => pb::envelope::Body::Goodbye(pb::Goodbye {}),
+            Body::Publication(publication) => {
+                pb::envelope::Body::Publication(write_publication(publication))
+            }
+            Body::Request(request) => pb::envelope::Body::Request(write_request(request)),
+            Body::Answer(answer) => pb::envelope::Body::Answer(write_answer(answer)),
+            Body::Missed(rooms) => pb::envelope::Body::Missed(pb::Missed {
+                rooms: rooms.iter().map(RoomName::to_string).collect(),
+            }),
+        }),
+    };
+    message.encode_to_vec().into()
+}
+
+/// Reads an envelope. Payloads share the buffer of `bytes`.
+pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
+    let message = pb::Envelope::decode(bytes).map_err(|_| WireError::Malformed)?;
+    if message.version != VERSION {
+        return Err(WireError::Version(message.version));
+    }
+    let origin = NodeId::new(message.origin);
+    if origin.as_u64() != message.origin {
+        return Err(WireError::Field("origin"));
+    }
+    let body = match message.body.ok_or(WireError::Field("body"))? {
+        pb::envelope::Body::Heartbeat(heartbeat) => Body::Heartbeat(Heartbeat {
+            name: heartbeat.name,
+            version: heartbeat.version,
+            started_at_ms: heartbeat.started_at_ms,
+            sockets: heartbeat.sockets,
+            rooms: heartbeat.rooms,
+            draining: heartbeat.draining,
+        }),
+        pb::envelope::Body::Goodbye(pb::Goodbye {}) => Body::Goodbye,
+        pb::envelope::Body::Publication(publication) => {
+            Body::Publication(read_publication(publication)?)
+        }
+        pb::envelope::Body::Request(request) => Body::Request(read_request(request)?),
+        pb::envelope::Body::Answer(answer) => Body::Answer(read_answer(answer)?),
+        pb::envelope::Body::Missed(pb::Missed { rooms }) => Body::Missed(read_rooms(&rooms)?),
+    };
+    Ok(Envelope { origin, body })
+}
+
+// === publications ===
+
+fn write_publication(publication: &Publication) -> pb::Publication {
+    pb::Publication {
+        room: match &publication.to {
+            Audience::Room(room) => Some(room.to_string()),
+            Audience::Everyone => None,
+        },
+        payload: Some(write_payload(&publication.payload)),
+        from: publication.from.as_ref().map(write_id),
+        except: write_ids(&publication.except),
+        once: publication.once.unwrap_or(0),
+        confirm: publication.confirm,
+    }
+}
+
+fn read_publication(message: pb::Publication) -> Result<Publication, WireError> {
+    Ok(Publication {
+        to: match message.room {
+            Some(room) => Audience::Room(read_room(&room)?),
+            None => Audience::Everyone,
+        },
+        payload: read_payload(message.payload)?,
+        from: read_optional_id(message.from.as_ref())?,
+        except: read_ids(&message.except)?,
+        once: (message.once != 0).then_some(message.once),
+        confirm: message.confirm,
+    })
+}
+
+fn write_payload(payload: &Payload) -> pb::Payload {
+    let kind = match payload {
+        Payload::Event { name, data } => pb::payload::Kind::Event(pb::Event {
+            name: name.to_string(),
+            data: data.clone(),
+        }),
+        Payload::Text(text) => pb::payload::Kind::Text(text.as_bytes().clone()),
+        Payload::Binary(bytes) => pb::payload::Kind::Binary(bytes.clone()),
+    };
+    pb::Payload { kind: Some(kind) }
+}
+
+fn read_payload(message: Option<pb::Payload>) -> Result<Payload, WireError> {
+    let kind = message.and_then(|payload| payload.kind);
+    match kind.ok_or(WireError::Field("payload"))? {
+        pb::payload::Kind::Event(pb::Event { name, data }) => Ok(Payload::Event {
+            name: EventName::parse(&name).map_err(|_| WireError::Field("event"))?,
+            // Goes into a text frame as it is.
+            data: data
+                .map(|data| Text::from_utf8(data).map(Text::into_bytes))
+                .transpose()
+                .map_err(|_| WireError::Field("data"))?,
+        }),
+        pb::payload::Kind::Text(text) => Text::from_utf8(text)
+            .map(Payload::Text)
+            .map_err(|_| WireError::Field("text")),
+        pb::payload::Kind::Binary(bytes) => Ok(Payload::Binary(bytes)),
+    }
+}
+
+// === requests ===
+
+fn write_request(request: &Request) -> pb::Request {
+    use pb::request::Kind;
+    let membership = |to: &[SocketId], room: &RoomName| pb::Membership {
+        to: write_ids(to),
+        room: room.to_string(),
+    };
+    let kind = match request {
+        Request::Probe => Kind::Probe(pb::Probe {}),
+        Request::Emit { to, payload, from } => Kind::Emit(pb::Emit {
+            to: write_ids(to),
+            payload: Some(write_payload(payload)),
+            from: from.as_ref().map(write_id),
+        }),
+        Request::Join { to, room } => Kind::Join(membership(to, room)),
+        Request::Leave { to, room } => Kind::Leave(membership(to, room)),
+        Request::Disconnect {
+            target,
+            close,
+            after_ms,
+        } => {
+            let (to, room) = match target {
+                Target::Sockets(ids) => (write_ids(ids), None),
+                Target::Room(room) => (Vec::new(), Some(room.to_string())),
+            };
+            Kind::Disconnect(pb::Disconnect {
+                to,
+                room,
+                code: close.code.into(),
+                reason: close.reason.to_string(),
+                after_ms: *after_ms,
+            })
+        }
+        Request::Socket(id) => Kind::Socket(write_id(id)),
+        Request::Rooms(query) => Kind::Rooms(pb::RoomsQuery {
+            prefix: query.prefix.clone(),
+            after: query.after.clone(),
+            limit: query.limit as u32,
+        }),
+        Request::Sockets(query) => Kind::Sockets(pb::SocketsQuery {
+            room: query.room.to_string(),
+            after: query.after.as_ref().map(write_id),
+            limit: query.limit as u32,
+        }),
+        Request::NotSubscribed(room) => Kind::NotSubscribed(room.to_string()),
+    };
+    pb::Request { kind: Some(kind) }
+}
+
+fn read_request(message: pb::Request) -> Result<Request, WireError> {
+    use pb::request::Kind;
+    Ok(match message.kind.ok_or(WireError::Field("request"))? {
+        Kind::Probe(pb::Probe {}) => Request::Probe,
+        Kind::Emit(emit) => Request::Emit {
+            to: read_ids(&emit.to)?,
+            payload: read_payload(emit.payload)?,
+            from: read_optional_id(emit.from.as_ref())?,
+        },
+        Kind::Join(pb::Membership { to, room }) => Request::Join {
+            to: read_ids(&to)?,
+            room: read_room(&room)?,
+        },
+        Kind::Leave(pb::Membership { to, room }) => Request::Leave {
+            to: read_ids(&to)?,
+            room: read_room(&room)?,
+        },
+        Kind::Disconnect(disconnect) => Request::Disconnect {
+            target: match disconnect.room {
+                Some(room) => Target::Room(read_room(&room)?),
+                None => Target::Sockets(read_ids(&disconnect.to)?),
+            },
+            close: u16::try_from(disconnect.code)
+                .ok()
+                .and_then(|code| Close::by_application(code, disconnect.reason).ok())
+                .ok_or(WireError::Field("close"))?,
+            after_ms: disconnect.after_ms,
+        },
+        Kind::Socket(id) => Request::Socket(read_id(&id)?),
+        Kind::Rooms(query) => Request::Rooms(RoomsQuery {
+            prefix: query.prefix,
+            after: query.after,
+            limit: query.limit as usize,
+        }),
+        Kind::Sockets(query) => Request::Sockets(SocketsQuery {
+            room: read_room(&query.room)?,
+            after: read_optional_id(query.after.as_ref())?,
+            limit: query.limit as usize,
+        }),
+        Kind::NotSubscribed(room) => Request::NotSubscribed(read_room(&room)?),
+    })
+}
+
+// === answers ===
+
+fn write_answer(answer: &Answer) -> pb::Answer {
+    use pb::answer::Kind;
+    let kind = match answer {
+        Answer::Pong => Kind::Pong(pb::Pong {}),
+        Answer::Statuses(statuses) => Kind::Statuses(pb::Statuses {
+            statuses: statuses
+                .iter()
+                .map(|(id, status)| pb::SocketStatus {
+                    id: write_id(id),
+                    status: write_status(*status),
+                })
+                .collect(),
+        }),
+        Answer::Count(count) => Kind::Count(*count),
+        Answer::Socket(socket) => Kind::Socket(pb::MaybeSocket {
+            socket: socket.as_ref().map(|socket| pb::Socket {
+                id: write_id(&socket.id),
+                rooms: socket.rooms.iter().map(RoomName::to_string).collect(),
+                user: socket.user.clone(),
+                connected_at_ms: socket.connected_at_ms,
+                remote_addr: socket.remote_addr.clone(),
+                queued_bytes: socket.queued_bytes,
+            }),
+        }),
+        Answer::Rooms(page) => Kind::Rooms(pb::Rooms {
+            rooms: page
+                .rooms
+                .iter()
+                .map(|(name, sockets)| pb::Room {
+                    name: name.to_string(),
+                    sockets: *sockets,
+                })
+                .collect(),
+            more: page.more,
+        }),
+        Answer::Sockets(page) => Kind::Sockets(pb::Sockets {
+            sockets: page
+                .sockets
+                .iter()
+                .map(|(id, user)| pb::Member {
+                    id: write_id(id),
+                    user: user.clone(),
+                })
+                .collect(),
+            count: page.count,
+            more: page.more,
+        }),
+    };
+    pb::Answer { kind: Some(kind) }
+}
+
+fn read_answer(message: pb::Answer) -> Result<Answer, WireError> {
+    use pb::answer::Kind;
+    Ok(match message.kind.ok_or(WireError::Field("answer"))? {
+        Kind::Pong(pb::Pong {}) => Answer::Pong,
+        Kind::Statuses(pb::Statuses { statuses }) => Answer::Statuses(
+            statuses
+                .into_iter()
+                .map(|status| Ok((read_id(&status.id)?, read_status(status.status)?)))
+                .collect::<Result<_, WireError>>()?,
+        ),
+        Kind::Count(count) => Answer::Count(count),
+        Kind::Socket(pb::MaybeSocket { socket }) => Answer::Socket(
+            socket
+                .map(|socket| {
+                    Ok(SocketInfo {
+                        id: read_id(&socket.id)?,
+                        rooms: read_rooms(&socket.rooms)?,
+                        user: socket.user,
+                        connected_at_ms: socket.connected_at_ms,
+                        remote_addr: socket.remote_addr,
+                        queued_bytes: socket.queued_bytes,
+                    })
+                })
+                .transpose()?,
+        ),
+        Kind::Rooms(pb::Rooms { rooms, more }) => Answer::Rooms(RoomsPage {
+            rooms: rooms
+                .into_iter()
+                .map(|room| Ok((read_room(&room.name)?, room.sockets)))
+                .collect::<Result<_, WireError>>()?,
+            more,
+        }),
+        Kind::Sockets(page) => Answer::Sockets(SocketsPage {
+            sockets: page
+                .sockets
+                .into_iter()
+                .map(|member| Ok((read_id(&member.id)?, member.user)))
+                .collect::<Result<_, WireError>>()?,
+            count: page.count,
+            more: page.more,
+        }),
+    })
+}
+
+fn write_status(status: Status) -> u32 {
+    match status {
+        Status::Delivered => 1,
+        Status::NotFound => 2,
+        Status::NodeGone => 3,
+        Status::Dropped => 4,
+        Status::Timeout => 5,
+        Status::Invalid => 6,
+    }
+}
+
+fn read_status(number: u32) -> Result<Status, WireError> {
+    Ok(match number {
+        1 => Status::Delivered,
+        2 => Status::NotFound,
+        3 => Status::NodeGone,
+        4 => Status::Dropped,
+        5 => Status::Timeout,
+        6 => Status::Invalid,
+        _ => return Err(WireError::Field("status")),
+    })
+}
+
+// === ids and names ===
+
+fn write_id(id: &SocketId) -> Bytes {
+    Bytes::copy_from_slice(id.as_bytes())
+}
+
+fn write_ids(ids: &[SocketId]) -> Vec<Bytes> {
+    ids.iter().map(write_id).collect()
+}
+
+fn read_id(bytes: &Bytes) -> Result<SocketId, WireError> {
+    SocketId::from_bytes(bytes).map_err(|_| WireError::Field("socket id"))
+}
+
+fn read_ids(ids: &[Bytes]) -> Result<Vec<SocketId>, WireError> {
+    ids.iter().map(read_id).collect()
+}
+
+fn read_optional_id(id: Option<&Bytes>) -> Result<Option<SocketId>, WireError> {
+    id.map(read_id).transpose()
+}
+
+fn read_room(name: &str) -> Result<RoomName, WireError> {
+    RoomName::parse(name).map_err(|_| WireError::Field("room"))
+}
+
+fn read_rooms(names: &[String]) -> Result<Vec<RoomName>, WireError> {
+    names.iter().map(|name| read_room(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn socket() -> impl Strategy<Value = SocketId> {
+        (any::<u64>(), 0..crate::id::WORKERS_MAX, any::<u64>())
+            .prop_map(|(node, worker, random)| SocketId::new(NodeId::new(node), worker, random))
+    }
+
+    fn room() -> impl Strategy<Value = RoomName> {
+        "\\PC{1,40}".prop_map(|name| RoomName::parse(&name).unwrap())
+    }
+
+    fn payload() -> impl Strategy<Value = Payload> {
+        prop_oneof![
+            ("\\PC{1,40}", proptest::option::of("\\PC{0,40}")).prop_map(|(name, data)| {
+                Payload::Event {
+                    name: EventName::parse(&name).unwrap(),
+                    data: data.map(Bytes::from),
+                }
+            }),
+            "\\PC{0,40}".prop_map(|text| Payload::Text(text.into())),
+            proptest::collection::vec(any::<u8>(), 0..64)
+                .prop_map(|bytes| Payload::Binary(bytes.into())),
+        ]
+    }
+
+    fn sockets() -> impl Strategy<Value = Vec<SocketId>> {
+        proptest::collection::vec(socket(), 0..4)
+    }
+
+    fn publication() -> impl Strategy<Value = Body> {
+        let to = prop_oneof![
+            room().prop_map(Audience::Room),
+            Just(Audience::Everyone)
+        ];
+        let once = proptest::option::of(1..u64::MAX);
+        let from = proptest::option::of(socket());
+        (to, payload(), from, sockets(), once, any::<bool>()).prop_map(
+            |(to, payload, from, except, once, confirm)| {
+                Body::Publication(Publication {
+                    to,
+                    payload,
+                    from,
+                    except,
+                    once,
+                    confirm,
+                })
+            },
+        )
+    }
+
+    fn request() -> impl Strategy<Value = Body> {
+        let target = prop_oneof![
+            sockets().prop_map(Target::Sockets),
+            room().prop_map(Target::Room)
+        ];
+        let after = proptest::option::of(socket());
+        prop_oneof![
+            Just(Request::Probe),
+            (sockets(), payload(), proptest::option::of(socket()))
+                .prop_map(|(to, payload, from)| Request::Emit { to, payload, from }),
+            (sockets(), room()).prop_map(|(to, room)| Request::Join { to, room }),
+            (sockets(), room()).prop_map(|(to, room)| Request::Leave { to, room }),
+            (target, 4000..4100u16, any::<u64>()).prop_map(|(target, code, after_ms)| {
+                Request::Disconnect {
+                    target,
+                    close: Close::by_application(code, "bye".into()).unwrap(),
+                    after_ms,
+                }
+            }),
+            socket().prop_map(Request::Socket),
+            ("\\PC{0,9}", "\\PC{0,9}", 0..1000usize).prop_map(|(prefix, after, limit)| {
+                Request::Rooms(RoomsQuery {
+                    prefix,
+                    after,
+                    limit,
+                })
+            }),
+            (room(), after, 0..1000usize).prop_map(|(room, after, limit)| {
+                Request::Sockets(SocketsQuery { room, after, limit })
+            }),
+            room().prop_map(Request::NotSubscribed),
+        ]
+        .prop_map(Body::Request)
+    }
+
+    fn answer() -> impl Strategy<Value = Body> {
+        let info = (socket(), proptest::collection::vec(room(), 0..3)).prop_map(|(id, rooms)| {
+            SocketInfo {
+                id,
+                rooms,
+                user: Some("u".into()),
+                connected_at_ms: 5,
+                remote_addr: "127.0.0.1:9".into(),
+                queued_bytes: 7,
+            }
+        });
+        prop_oneof![
+            Just(Answer::Pong),
+            any::<u64>().prop_map(Answer::Count),
+            (socket(), 1..7u32).prop_map(|(id, status)| {
+                Answer::Statuses(vec![(id, read_status(status).unwrap())])
+            }),
+            proptest::option::of(info).prop_map(Answer::Socket),
+            (room(), any::<u64>(), any::<bool>()).prop_map(|(room, sockets, more)| {
+                Answer::Rooms(RoomsPage {
+                    rooms: vec![(room, sockets)],
+                    more,
+                })
+            }),
+            (socket(), any::<u64>(), any::<bool>()).prop_map(|(id, count, more)| {
+                Answer::Sockets(SocketsPage {
+                    sockets: vec![(id, None)],
+                    count,
+                    more,
+                })
+            }),
+        ]
+        .prop_map(Body::Answer)
+    }
+
+    fn body() -> impl Strategy<Value = Body> {
+        prop_oneof![
+            (any::<u64>(), any::<bool>()).prop_map(|(number, draining)| {
+                Body::Heartbeat(Heartbeat {
+                    name: "node-0".into(),
+                    version: "1.2.3".into(),
+                    started_at_ms: number,
+                    sockets: number,
+                    rooms: number,
+                    draining,
+                })
+            }),
+            Just(Body::Goodbye),
+            proptest::collection::vec(room(), 0..3).prop_map(Body::Missed),
+            publication(),
+            request(),
+            answer(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_envelope_comes_back(node: u64, body in body()) {
+            let envelope = Envelope { origin: NodeId::new(node), body };
+            prop_assert_eq!(decode(encode(&envelope)), Ok(envelope));
+        }
+
+        #[test]
+        fn the_overhead_has_a_bound(node: u64, body in publication()) {
+            let Body::Publication(publication) = &body else { unreachable!() };
+            let chosen = publication.payload.len() + 20 * publication.except.len() + 200;
+            let bytes = encode(&Envelope { origin: NodeId::new(node), body: body.clone() });
+            prop_assert!(bytes.len() <= chosen + OVERHEAD_BYTES);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(bytes.into());
+        }
+    }
+
+    #[test]
+    fn another_version_is_told_from_garbage() {
+        let other = pb::Envelope {
+            version: VERSION + 1,
+            ..Default::default()
+        };
+        let bytes = other.encode_to_vec().into();
+        assert_eq!(decode(bytes), Err(WireError::Version(VERSION + 1)));
+        let garbage = Bytes::from_static(b"\xff\xff\xff");
+        assert_eq!(decode(garbage), Err(WireError::Malformed));
+    }
+}
