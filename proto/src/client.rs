@@ -153,10 +153,7 @@ struct EmitData<'a> {
 
 /// One text or a list of them.
 #[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "invalid `to`, expected an id or a list of ids"
-)]
+#[serde(untagged, expecting = "invalid `to`, expected an id or a list of ids")]
 pub enum OneOrMany {
     /// One.
     One(String),
@@ -300,7 +297,9 @@ impl ClientId {
     fn parse(value: &RawValue) -> Result<Self, &'static str> {
         let text = value.get();
         let string = text.starts_with('"');
-        let integer = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        let integer = text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'-');
         if !(string || integer) {
             return Err("`id` is a text or an integer");
         }

@@ -434,10 +434,7 @@ mod tests {
     }
 
     fn publication() -> impl Strategy<Value = Body> {
-        let to = prop_oneof![
-            room().prop_map(Audience::Room),
-            Just(Audience::Everyone)
-        ];
+        let to = prop_oneof![room().prop_map(Audience::Room), Just(Audience::Everyone)];
         let once = proptest::option::of(1..u64::MAX);
         let from = proptest::option::of(socket());
         (to, payload(), from, sockets(), once, any::<bool>()).prop_map(

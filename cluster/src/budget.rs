@@ -1,0 +1,68 @@
+//! A bound on the bytes of publications that are on their way through a node.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes that may be under way at one time. Every publication holds a [`Permit`] of its size from where
+/// it enters the node to where the last worker has queued it for its sockets and the bus has taken it,
+/// so no mailbox between the two can grow past the budget. Cheap to clone.
+#[derive(Clone)]
+pub struct Budget {
+    semaphore: Arc<Semaphore>,
+    bytes_max: u32,
+}
+
+/// Bytes taken from a [`Budget`] until it is dropped.
+#[derive(Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
+
+/// What a publication costs beside its payload.
+const FIXED_BYTES: usize = 512;
+
+impl Budget {
+    /// A budget of `bytes`.
+    pub fn new(bytes: u32) -> Self {
+        Self {
+            semaphore: Arc::new(Semaphore::new(bytes as usize)),
+            bytes_max: bytes,
+        }
+    }
+
+    /// Takes the bytes when they are there; never waits.
+    pub fn try_acquire(&self, payload_bytes: usize) -> Option<Permit> {
+        let bytes = self.cost(payload_bytes);
+        let permit = Arc::clone(&self.semaphore).try_acquire_many_owned(bytes);
+        permit.ok().map(Permit)
+    }
+
+    /// Waits for the bytes, first come first served.
+    pub async fn acquire(&self, payload_bytes: usize) -> Permit {
+        let bytes = self.cost(payload_bytes);
+        let permit = Arc::clone(&self.semaphore).acquire_many_owned(bytes);
+        Permit(permit.await.expect("the semaphore is never closed"))
+    }
+
+    /// Something larger than the whole budget passes alone.
+    fn cost(&self, payload_bytes: usize) -> u32 {
+        u32::try_from(payload_bytes + FIXED_BYTES)
+            .map_or(self.bytes_max, |bytes| bytes.min(self.bytes_max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_when_the_permit_goes() {
+        let budget = Budget::new(2_000);
+        let first = budget.try_acquire(1_000).expect("all is free");
+        assert!(budget.try_acquire(1_000).is_none());
+        drop(first);
+        assert!(
+            budget.try_acquire(1_000_000).is_some(),
+            "large ones pass alone"
+        );
+    }
+}

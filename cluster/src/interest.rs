@@ -1,0 +1,258 @@
+//! Which rooms this node listens to, and from when on it can be sure to hear them. Pure; `now` is told.
+//!
+//! A subscription counts only from the time that the bus has proved it. The proof is a round: after the
+//! SUB, on the same connection, one message that the server itself answers and one to every other node.
+//! An answer of a peer shows that the peer's NATS server, too, has heard of the subscription, because
+//! servers pass on interest and messages between them in order. Joins that come while a round is under
+//! way share the next one.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use proto::{NodeId, RoomName};
+use tokio::time::Instant;
+
+pub(crate) struct Interest {
+    rooms: HashMap<RoomName, Room>,
+    round: Option<Round>,
+    /// What the next round will prove.
+    next: Proof,
+    linger: Duration,
+    round_timeout: Duration,
+}
+
+struct Room {
+    state: RoomState,
+    /// Set while nobody wants the room, to the time when it is let go.
+    until: Option<Instant>,
+}
+
+#[derive(PartialEq)]
+enum RoomState {
+    Unproved,
+    Proved,
+}
+
+#[derive(Default)]
+struct Proof {
+    rooms: Vec<RoomName>,
+    /// The whole link is being proved, after it came back.
+    link: bool,
+}
+
+struct Round {
+    proof: Proof,
+    server: bool,
+    peers: HashSet<NodeId>,
+    deadline: Instant,
+}
+
+/// What a wish for a room needs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Nothing: messages are heard already.
+    Ready,
+    /// A subscription, and a round.
+    Subscribe,
+    /// The round that is to come or under way.
+    Wait,
+}
+
+/// What a finished round proved.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Proved {
+    /// Rooms that are wanted and heard from now on.
+    pub(crate) rooms: Vec<RoomName>,
+    /// Whether the link as a whole was proved.
+    pub(crate) link: bool,
+}
+
+impl Interest {
+    pub(crate) fn new(linger: Duration, round_timeout: Duration) -> Self {
+        Self {
+            rooms: HashMap::new(),
+            round: None,
+            next: Proof::default(),
+            linger,
+            round_timeout,
+        }
+    }
+
+    /// The room has a local member.
+    pub(crate) fn want(&mut self, room: RoomName) -> Wish {
+        if let Some(known) = self.rooms.get_mut(&room) {
+            known.until = None;
+            return match known.state {
+                RoomState::Proved => Wish::Ready,
+                RoomState::Unproved => Wish::Wait,
+            };
+        }
+        let unproved = Room {
+            state: RoomState::Unproved,
+            until: None,
+        };
+        self.rooms.insert(room.clone(), unproved);
+        self.next.rooms.push(room);
+        Wish::Subscribe
+    }
+
+    /// The room has no local member any more. Lingers, because people reload pages.
+    pub(crate) fn release(&mut self, room: &RoomName, now: Instant) {
+        if let Some(room) = self.rooms.get_mut(room) {
+            room.until = Some(now + self.linger);
+        }
+    }
+
+    /// Whether the room is listened to, proved or not.
+    pub(crate) fn knows(&self, room: &RoomName) -> bool {
+        self.rooms.contains_key(room)
+    }
+
+    /// The link is to be proved again.
+    pub(crate) fn prove_link(&mut self) {
+        self.next.link = true;
+    }
+
+    /// Takes out the rooms whose time is over; the caller unsubscribes.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<RoomName> {
+        let over = |room: &Room| room.until.is_some_and(|until| until <= now);
+        let gone: Vec<_> = self
+            .rooms
+            .iter()
+            .filter(|(_, room)| over(room))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &gone {
+            self.rooms.remove(name);
+        }
+        gone
+    }
+
+    /// Starts the next round when one is needed and none is under way; the caller probes.
+    pub(crate) fn start_round(
+        &mut self,
+        peers: impl Iterator<Item = NodeId>,
+        now: Instant,
+    ) -> bool {
+        let needed = self.next.link || !self.next.rooms.is_empty();
+        if self.round.is_some() || !needed {
+            return false;
+        }
+        self.round = Some(Round {
+            proof: std::mem::take(&mut self.next),
+            server: false,
+            peers: peers.collect(),
+            deadline: now + self.round_timeout,
+        });
+        true
+    }
+
+    /// The server answered the round's probe.
+    pub(crate) fn server_answered(&mut self) {
+        if let Some(round) = &mut self.round {
+            round.server = true;
+        }
+    }
+
+    /// A peer answered, or is no more.
+    pub(crate) fn peer_answered(&mut self, peer: NodeId) {
+        if let Some(round) = &mut self.round {
+            round.peers.remove(&peer);
+        }
+    }
+
+    /// Ends the round when everybody answered, or at its deadline: whoever is silent for so long cannot
+    /// publish either, and a socket that waits for its own room to open has waited enough. With
+    /// `offline`, at once: there is nobody to hear.
+    pub(crate) fn end_round(&mut self, offline: bool, now: Instant) -> Option<Proved> {
+        let over = self.round.as_ref().is_some_and(|round| {
+            offline || round.deadline <= now || (round.server && round.peers.is_empty())
+        });
+        if !over {
+            return None;
+        }
+        let proof = self.round.take()?.proof;
+        let mut rooms = Vec::new();
+        for name in proof.rooms {
+            if let Some(room) = self.rooms.get_mut(&name) {
+                room.state = RoomState::Proved;
+                if room.until.is_none() {
+                    rooms.push(name);
+                }
+            }
+        }
+        Some(Proved {
+            rooms,
+            link: proof.link,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINGER: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn room(name: &str) -> RoomName {
+        RoomName::parse(name).unwrap()
+    }
+
+    fn interest() -> (Interest, Instant) {
+        (Interest::new(LINGER, TIMEOUT), Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_is_ready_when_server_and_peers_answered() {
+        let (mut interest, now) = interest();
+        let peer = NodeId::new(1);
+        assert_eq!(interest.want(room("a")), Wish::Subscribe);
+        assert_eq!(interest.want(room("a")), Wish::Wait);
+        assert!(interest.start_round([peer].into_iter(), now));
+        // Comes too late for this round.
+        assert_eq!(interest.want(room("b")), Wish::Subscribe);
+        assert!(!interest.start_round([peer].into_iter(), now));
+        interest.server_answered();
+        assert_eq!(interest.end_round(false, now), None);
+        interest.peer_answered(peer);
+        let proved = interest.end_round(false, now).unwrap();
+        assert_eq!(proved.rooms, [room("a")]);
+        assert_eq!(interest.want(room("a")), Wish::Ready);
+        assert!(interest.start_round(std::iter::empty(), now));
+        interest.server_answered();
+        assert_eq!(interest.end_round(false, now).unwrap().rooms, [room("b")]);
+        assert!(!interest.start_round(std::iter::empty(), now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_or_bus_holds_a_join_back_for_a_bounded_time() {
+        let (mut interest, now) = interest();
+        interest.want(room("a"));
+        interest.start_round([NodeId::new(1)].into_iter(), now);
+        assert_eq!(interest.end_round(false, now), None);
+        let proved = interest.end_round(false, now + TIMEOUT).unwrap();
+        assert_eq!(proved.rooms, [room("a")]);
+
+        interest.want(room("b"));
+        interest.start_round([NodeId::new(1)].into_iter(), now);
+        assert_eq!(interest.end_round(true, now).unwrap().rooms, [room("b")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_lingers_before_it_is_let_go() {
+        let (mut interest, now) = interest();
+        interest.want(room("a"));
+        interest.release(&room("a"), now);
+        interest.start_round(std::iter::empty(), now);
+        interest.server_answered();
+        let nobody_wants_it = Proved::default();
+        assert_eq!(interest.end_round(false, now), Some(nobody_wants_it));
+        assert!(interest.expire(now + LINGER / 2).is_empty());
+        assert_eq!(interest.want(room("a")), Wish::Ready);
+        assert!(interest.expire(now + LINGER * 2).is_empty());
+        interest.release(&room("a"), now);
+        assert_eq!(interest.expire(now + LINGER), [room("a")]);
+        assert_eq!(interest.want(room("a")), Wish::Subscribe);
+    }
+}

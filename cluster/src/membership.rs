@@ -1,0 +1,106 @@
+//! Which other nodes are up: a table kept by heartbeats. Pure; `now` is told.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proto::NodeId;
+use proto::envelope::Heartbeat;
+use tokio::time::Instant;
+
+/// Another node, as it last described itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    /// Its id.
+    pub id: NodeId,
+    /// Its own words.
+    pub heartbeat: Heartbeat,
+}
+
+pub(crate) struct Membership {
+    peers: HashMap<NodeId, (Peer, Instant)>,
+    timeout: Duration,
+}
+
+impl Membership {
+    /// Peers are down when they were not heard of for `timeout`.
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self {
+            peers: HashMap::new(),
+            timeout,
+        }
+    }
+
+    /// Says whether the peer is new.
+    pub(crate) fn heard(&mut self, id: NodeId, heartbeat: Heartbeat, now: Instant) -> bool {
+        let peer = Peer { id, heartbeat };
+        self.peers.insert(id, (peer, now)).is_none()
+    }
+
+    /// Says whether it was up.
+    pub(crate) fn down(&mut self, id: NodeId) -> bool {
+        self.peers.remove(&id).is_some()
+    }
+
+    /// Takes out those that fell silent.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+        let timeout = self.timeout;
+        let silent = |(_, heard): &(Peer, Instant)| now.duration_since(*heard) > timeout;
+        let down: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| silent(peer))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &down {
+            self.peers.remove(id);
+        }
+        down
+    }
+
+    /// After an outage of the bus: nobody could be heard, so nobody is to blame for silence.
+    pub(crate) fn forgive(&mut self, now: Instant) {
+        for (_, heard) in self.peers.values_mut() {
+            *heard = now;
+        }
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.peers.keys().copied()
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Peer> + '_ {
+        self.peers.values().map(|(peer, _)| peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat() -> Heartbeat {
+        Heartbeat {
+            name: "node-0".into(),
+            version: "0".into(),
+            started_at_ms: 0,
+            sockets: 0,
+            rooms: 0,
+            draining: false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_takes_a_peer_down() {
+        let timeout = Duration::from_secs(5);
+        let (start, one, two) = (Instant::now(), NodeId::new(1), NodeId::new(2));
+        let mut table = Membership::new(timeout);
+        assert!(table.heard(one, heartbeat(), start));
+        assert!(table.heard(two, heartbeat(), start));
+        assert!(!table.heard(two, heartbeat(), start + timeout));
+        let later = start + timeout + Duration::from_millis(1);
+        assert_eq!(table.expire(later), [one]);
+        assert_eq!(table.ids().collect::<Vec<_>>(), [two]);
+        table.forgive(later + timeout);
+        assert!(table.expire(later + timeout).is_empty());
+        assert!(table.down(two) && !table.down(two));
+    }
+}

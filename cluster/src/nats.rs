@@ -1,0 +1,232 @@
+//! The bus of a real cluster. The only file that knows `async_nats`.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectOptions, Event, PublishErrorKind, StatusCode, Subscriber};
+use futures_util::Stream;
+use tracing::{info, warn};
+
+use crate::{Bus, BusStatus, Message, Outgoing, PublishError, Subject};
+
+/// How to reach NATS.
+#[derive(Clone, Debug)]
+pub struct NatsConfig {
+    /// Servers, as `nats://host:port` or `tls://host:port`; each is tried in turn.
+    pub servers: Vec<String>,
+    /// The name that `nats-server` shows for the connection.
+    pub client_name: String,
+    /// How to log in.
+    pub auth: NatsAuth,
+    /// A PEM file of authorities to trust beside the system's.
+    pub tls_ca: Option<PathBuf>,
+    /// How long a connection attempt may take.
+    pub connect_timeout: Duration,
+    /// How often to ping the server; two pings without an answer end the connection.
+    pub ping_interval: Duration,
+    /// Longest wait between two attempts to reconnect; the wait is random below a bound that doubles.
+    pub reconnect_delay_max: Duration,
+    /// Messages that may wait in one subscription.
+    pub subscription_messages_max: usize,
+}
+
+/// How to log in to NATS.
+#[derive(Clone, Debug)]
+pub enum NatsAuth {
+    /// Not at all.
+    None,
+    /// With a name and a password.
+    UserPassword(String, String),
+    /// With a token.
+    Token(String),
+    /// With a `.creds` file (JWT and seed).
+    Credentials(String),
+}
+
+/// A connection to NATS: made in the background, and made again for ever.
+pub struct NatsBus {
+    client: Client,
+    seen: Arc<Seen>,
+}
+
+/// What the client's events told.
+#[derive(Default)]
+struct Seen {
+    overflows: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// Messages of one subscription.
+pub struct NatsSubscription(Subscriber);
+
+/// Servers or credentials that cannot be used, whatever the network does.
+#[derive(Debug, thiserror::Error)]
+#[error("nats: {0}")]
+pub struct NatsError(String);
+
+/// How long [`Bus::close`] waits for the last bytes to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often [`Bus::close`] looks whether they are.
+const CLOSE_POLL: Duration = Duration::from_millis(5);
+
+/// What `nats-server` takes unless it is told otherwise; used until it has said.
+const PAYLOAD_MAX_DEFAULT: usize = 1024 * 1024;
+
+impl NatsBus {
+    /// Starts to connect, on the current runtime. Returns before there is a connection.
+    pub async fn connect(config: NatsConfig) -> Result<Self, NatsError> {
+        let seen = Arc::new(Seen::default());
+        let noted = Arc::clone(&seen);
+        let delay_max = config.reconnect_delay_max;
+        let mut options = ConnectOptions::new()
+            .name(config.client_name)
+            .no_echo()
+            .retry_on_initial_connect()
+            .max_reconnects(None)
+            .connection_timeout(config.connect_timeout)
+            .ping_interval(config.ping_interval)
+            .subscription_capacity(config.subscription_messages_max)
+            .reconnect_delay_callback(move |attempts| full_jitter(attempts, delay_max))
+            .event_callback(move |event| {
+                note(&event, &noted);
+                std::future::ready(())
+            });
+        options = match config.auth {
+            NatsAuth::None => options,
+            NatsAuth::UserPassword(user, password) => options.user_and_password(user, password),
+            NatsAuth::Token(token) => options.token(token),
+            NatsAuth::Credentials(text) => options
+                .credentials(&text)
+                .map_err(|error| NatsError(format!("the credentials file: {error}")))?,
+        };
+        if let Some(path) = config.tls_ca {
+            options = options.add_root_certificates(path).require_tls(true);
+        }
+        let client = options
+            .connect(config.servers)
+            .await
+            .map_err(|error| NatsError(error.to_string()))?;
+        Ok(Self { client, seen })
+    }
+}
+
+/// "Full jitter": a random part of a bound that doubles with each attempt, so that a cluster which lost
+/// NATS does not come back all at once. The first attempt waits too, for the same reason.
+fn full_jitter(attempts: usize, max: Duration) -> Duration {
+    let doublings = u32::try_from(attempts.min(16)).unwrap_or(16);
+    let bound = Duration::from_millis(50)
+        .saturating_mul(2u32.saturating_pow(doublings))
+        .min(max);
+    bound.mul_f64(rand::random::<f64>())
+}
+
+/// Events come through a queue that forgets when it is full, so they are only logged; the state itself
+/// is asked for.
+fn note(event: &Event, seen: &Seen) {
+    match event {
+        Event::Connected => info!("bus connected"),
+        Event::Disconnected => warn!("bus disconnected"),
+        Event::SlowConsumer(_) => {
+            seen.overflows.fetch_add(1, Ordering::Relaxed);
+        }
+        Event::LameDuckMode => info!("nats server is in lame duck mode"),
+        Event::ServerError(error) => warn!(%error, "nats server"),
+        Event::ClientError(error) => warn!(%error, "nats client"),
+        Event::Closed => seen.closed.store(true, Ordering::Release),
+        Event::Draining => {}
+    }
+}
+
+impl Bus for NatsBus {
+    type Subscription = NatsSubscription;
+
+    async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        let subject = message.subject.as_str().to_owned();
+        let result = match message.reply {
+            None => self.client.publish(subject, message.payload).await,
+            Some(reply) => {
+                let reply = reply.as_str().to_owned();
+                self.client
+                    .publish_with_reply(subject, reply, message.payload)
+                    .await
+            }
+        };
+        result.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge,
+            _ => PublishError::Closed,
+        })
+    }
+
+    async fn subscribe(&self, subject: Subject) -> NatsSubscription {
+        let subscriber = self.client.subscribe(subject.as_str().to_owned()).await;
+        // Only a subject that is no subject is refused, and a closed client.
+        NatsSubscription(subscriber.expect("subjects come from the codec; the client is open"))
+    }
+
+    fn status(&self) -> BusStatus {
+        BusStatus {
+            connected: self.client.connection_state() == State::Connected,
+            connections: self.client.statistics().connects.load(Ordering::Relaxed),
+            overflows: self.seen.overflows.load(Ordering::Relaxed),
+        }
+    }
+
+    fn payload_max(&self) -> usize {
+        match self.client.max_payload() {
+            0 => PAYLOAD_MAX_DEFAULT,
+            bytes => bytes,
+        }
+    }
+
+    async fn reconnect(&self) {
+        let _ = self.client.force_reconnect().await;
+    }
+
+    async fn close(&self) {
+        let drained = async {
+            let _ = self.client.drain().await;
+            while !self.seen.closed.load(Ordering::Acquire) {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
+    }
+}
+
+impl Stream for NatsSubscription {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        Pin::new(&mut self.0).poll_next(cx).map(|message| {
+            message.map(|message| Message {
+                no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
+                subject: message.subject.into_string(),
+                reply: message.reply.map(async_nats::Subject::into_string),
+                payload: message.payload,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnects_are_spread_below_a_bound() {
+        let max = Duration::from_secs(4);
+        for attempt in [0, 1, 5, 40, usize::MAX] {
+            let bound = Duration::from_millis(50 << attempt.min(7)).min(max);
+            let waits: Vec<_> = (0..200).map(|_| full_jitter(attempt, max)).collect();
+            assert!(waits.iter().all(|wait| *wait <= bound), "{attempt}");
+            let early = waits.iter().filter(|wait| **wait < bound / 2).count();
+            assert!((40..=160).contains(&early), "{attempt}: {early} of 200");
+        }
+    }
+}
