@@ -13,9 +13,9 @@ pub struct Budget {
     bytes_max: u32,
 }
 
-/// Bytes taken from a [`Budget`] until it is dropped.
-#[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
+/// Bytes taken from a [`Budget`] until the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] Arc<OwnedSemaphorePermit>);
 
 /// What a publication costs beside its payload.
 const FIXED_BYTES: usize = 512;
@@ -33,14 +33,16 @@ impl Budget {
     pub fn try_acquire(&self, payload_bytes: usize) -> Option<Permit> {
         let bytes = self.cost(payload_bytes);
         let permit = Arc::clone(&self.semaphore).try_acquire_many_owned(bytes);
-        permit.ok().map(Permit)
+        permit.ok().map(|permit| Permit(Arc::new(permit)))
     }
 
     /// Waits for the bytes, first come first served.
     pub async fn acquire(&self, payload_bytes: usize) -> Permit {
         let bytes = self.cost(payload_bytes);
         let permit = Arc::clone(&self.semaphore).acquire_many_owned(bytes);
-        Permit(permit.await.expect("the semaphore is never closed"))
+        Permit(Arc::new(
+            permit.await.expect("the semaphore is never closed"),
+        ))
     }
 
     /// Something larger than the whole budget passes alone.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::envelope::Status;
 use crate::name::{NameError, SERVER_EVENT_PREFIX};
 use crate::{EventName, NodeId, RoomName, SocketId};
 
@@ -152,7 +153,7 @@ struct EmitData<'a> {
 }
 
 /// One text or a list of them.
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "invalid `to`, expected an id or a list of ids")]
 pub enum OneOrMany {
     /// One.
@@ -402,6 +403,20 @@ pub fn closing_text(code: u16, reason: &str, reconnect_in_ms: u64) -> String {
         r#"{{"event":"unisono:closing","data":{{"code":{code},"reason":{},"reconnect_in_ms":{reconnect_in_ms}}}}}"#,
         json(reason)
     )
+}
+
+/// The data of an ack that names a room.
+pub fn room_data(room: &RoomName) -> String {
+    format!(r#"{{"room":{}}}"#, json(room.as_str()))
+}
+
+/// The data of an ack to `unisono:emit`; ids as the client wrote them.
+pub fn results_data(results: &[(String, Status)]) -> String {
+    let results: serde_json::Map<_, _> = results
+        .iter()
+        .map(|(id, status)| (id.clone(), status.as_str().into()))
+        .collect();
+    serde_json::json!({ "results": results }).to_string()
 }
 
 fn json(text: &str) -> String {

@@ -12,7 +12,6 @@ use crate::{Close, EventName, NodeId, RoomName, SocketId};
 
 #[allow(
     missing_docs,
-    unreachable_pub,
     clippy::all,
     reason = "generated from cluster.proto, where it is documented"
 )]

@@ -1,1 +1,211 @@
-fn main(){}
+//! The command line.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+use unisono_server::config::{Loaded, Log, LogFormat};
+use unisono_server::{Config, Server, Sources};
+
+/// Freed memory goes back to the system after a mass disconnect, and small allocations are cheap: both
+/// measured against the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A WebSocket server of which any number of nodes act as one
+#[derive(Parser)]
+#[command(version, arg_required_else_help = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a node (the same as no command)
+    Serve,
+    /// Print the configuration in effect, with every default and its comment, secrets hidden
+    Config,
+    /// Check the configuration and say what is wrong with it
+    CheckConfig,
+}
+
+#[derive(Args)]
+struct Settings {
+    /// The configuration file; without it, `unisono.toml` in the working directory, if there is one
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve clients and the HTTP API
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// A NATS server, as nats://host:port; may be given several times
+    #[arg(long, global = true, value_name = "URL")]
+    nats: Vec<String>,
+    /// The name of this node, for people
+    #[arg(long, global = true, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Any key of the configuration, as `sockets.max=1000`; may be given several times
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+/// `EX_USAGE` of `sysexits.h`: wrong use, a configuration that cannot be.
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let loaded = match cli.settings.sources().load() {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("unisono: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match cli.command {
+        Some(Command::Config) => print!("{}", loaded.text),
+        Some(Command::CheckConfig) => println!("the configuration is fine"),
+        Some(Command::Serve) | None => {
+            if let Err(error) = serve(loaded) {
+                eprintln!("unisono: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn serve(Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
+    start_log(&config.log);
+    match file {
+        Some(file) => info!(file = %file.display(), "configuration"),
+        None => info!("no configuration file: defaults, environment and flags"),
+    }
+    raise_file_limit(&config);
+    let listen = config.listen;
+    let listener = listen_on(&config).with_context(|| format!("cannot listen on {listen}"))?;
+    actix_rt::System::new().block_on(async move {
+        let address = listener.local_addr()?;
+        let (open, name) = (config.rules.open(), config.cluster.nats.is_empty());
+        let server = Server::start(config, listener).await?;
+        println!(
+            "unisono {}, node {}",
+            env!("CARGO_PKG_VERSION"),
+            server.node()
+        );
+        println!("  WebSocket   ws://{address}/<room>");
+        println!("  HTTP API    http://{address}/api/v1/");
+        if open {
+            println!("  chat page   http://{address}/   (open it in two tabs)");
+            warn_open(address.ip().is_loopback());
+        }
+        if name {
+            info!("no cluster.nats: this node is alone");
+        }
+        wait_for_end(&server).await
+    })
+}
+
+/// SIGTERM and SIGINT drain; a second one ends the process at once.
+async fn wait_for_end(server: &Server) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut asked = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    asked().await;
+    tokio::select! {
+        () = server.drain() => {}
+        () = asked() => warn!("a second signal: the rest of the drain is left out"),
+    }
+    Ok(())
+}
+
+fn warn_open(loopback: bool) {
+    if loopback {
+        info!("open mode: no [[rooms]], so every path is a room and clients may use every event");
+    } else {
+        warn!(
+            "OPEN MODE ON A PUBLIC ADDRESS: no [[rooms]], so anybody who reaches this port may join every \
+             room and send to every socket; write [[rooms]] before anybody else finds it"
+        );
+    }
+}
+
+/// As `TcpListener::bind`, with a longer backlog: after a restart, everybody comes at once.
+fn listen_on(config: &Config) -> anyhow::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let domain = Domain::for_address(config.listen);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&config.listen.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Connections that the kernel keeps until they are accepted; it may take fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+fn raise_file_limit(config: &Config) {
+    // Beside sockets and connections there are the bus, the log, and a few of the runtime's.
+    let wanted = (config.sockets.max + config.sockets.connections + 100) as u64;
+    let limit = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
+    if limit < wanted {
+        warn!(
+            limit,
+            wanted, "too few open files allowed for sockets.max and sockets.connections"
+        );
+    }
+}
+
+fn start_log(log: &Log) {
+    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+impl Settings {
+    fn sources(&self) -> Sources {
+        let mut flags = Vec::new();
+        if let Some(listen) = &self.listen {
+            flags.push(("listen".to_owned(), listen.clone()));
+        }
+        if !self.nats.is_empty() {
+            flags.push(("cluster.nats".to_owned(), self.nats.join(",")));
+        }
+        if let Some(name) = &self.node_name {
+            flags.push(("cluster.node_name".to_owned(), name.clone()));
+        }
+        flags.extend(self.set.iter().cloned());
+        Sources::from_environment(self.config.clone(), flags)
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        None => Err("expected KEY=VALUE".to_owned()),
+    }
+}

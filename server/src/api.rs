@@ -1,0 +1,530 @@
+//! The HTTP API, the probes, and the chat page, on actix-web.
+
+mod access;
+mod body;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::{App, HttpRequest, HttpResponse, ResponseError, web};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use cluster::{LinkState, Sent};
+use proto::envelope::{RoomsQuery, SocketsQuery, Status};
+use proto::{Audience, RoomName, SocketId};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use std::sync::atomic::Ordering;
+
+use crate::app::{Nodes, PublishError, Unisono};
+use body::{Batched, Broadcast, Disconnect, Emit, Membership, Publish, Whom};
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+const CHAT_PAGE: &str = include_str!("chat.html");
+
+/// The application of one worker.
+pub fn app(
+    unisono: Unisono,
+    body_bytes_max: usize,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    let api = web::scope("/api/v1")
+        .wrap(actix_web::middleware::from_fn(access::check))
+        .route("/emit", web::post().to(emit))
+        .route("/publish", web::post().to(publish))
+        .route("/broadcast", web::post().to(broadcast))
+        .route("/disconnect", web::post().to(disconnect))
+        .route("/join", web::post().to(join))
+        .route("/leave", web::post().to(leave))
+        .route("/batch", web::post().to(batch))
+        .route("/sockets/{id}", web::get().to(socket))
+        .route("/rooms", web::get().to(rooms))
+        .route("/rooms/sockets", web::get().to(room_sockets))
+        .route("/nodes", web::get().to(nodes))
+        .default_service(web::to(no_such_path));
+    App::new()
+        .app_data(web::Data::new(unisono))
+        .app_data(web::PayloadConfig::new(body_bytes_max))
+        .service(api)
+        .route("/", web::get().to(chat_page))
+        .route("/health/live", web::get().to(live))
+        .route("/health/ready", web::get().to(ready))
+        .route("/metrics", web::get().to(metrics_text))
+        .default_service(web::to(no_such_path))
+}
+
+type App_ = web::Data<Unisono>;
+type ApiResult = Result<Value, ApiError>;
+
+// === verbs ===
+
+async fn emit(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_emit(&app, read(&body)?).await.map(answer)
+}
+
+async fn publish(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_publish(&app, read(&body)?).await.map(answer)
+}
+
+async fn broadcast(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_broadcast(&app, read(&body)?).await.map(answer)
+}
+
+async fn disconnect(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_disconnect(&app, read(&body)?).await.map(answer)
+}
+
+async fn join(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_join(&app, read(&body)?).await.map(answer)
+}
+
+async fn leave(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    do_leave(&app, read(&body)?).await.map(answer)
+}
+
+/// The requests of a batch are carried out one after the other. One that fails has an `error` in its
+/// place, and the rest goes on.
+async fn batch(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    let requests: Vec<&serde_json::value::RawValue> = read(&body)?;
+    let max = app.shared.config.api.batch;
+    if requests.len() > max {
+        return Err(ApiError::bad(format!("a batch has at most {max} requests")));
+    }
+    let mut answers = Vec::with_capacity(requests.len());
+    for request in requests {
+        let done = match read::<Batched<'_>>(request.get().as_bytes()) {
+            Ok(Batched::Emit(body)) => do_emit(&app, body).await,
+            Ok(Batched::Publish(body)) => do_publish(&app, body).await,
+            Ok(Batched::Broadcast(body)) => do_broadcast(&app, body).await,
+            Ok(Batched::Disconnect(body)) => do_disconnect(&app, body).await,
+            Ok(Batched::Join(body)) => do_join(&app, body).await,
+            Ok(Batched::Leave(body)) => do_leave(&app, body).await,
+            Err(error) => Err(error),
+        };
+        answers.push(done.unwrap_or_else(|error| error.body()));
+    }
+    Ok(answer(Value::Array(answers)))
+}
+
+async fn do_emit(app: &Unisono, body: Emit<'_>) -> ApiResult {
+    let payload = body.content().payload()?;
+    let to: Vec<String> = body.to.into();
+    check_count(app, to.len())?;
+    if !app.shared.cluster.fits(payload.len() + to.len() * 18) {
+        return Err(ApiError::too_large());
+    }
+    Ok(results(app.emit(to, payload, None).await))
+}
+
+async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {
+    let payload = body.content().payload()?;
+    let rooms = match (body.room, body.rooms) {
+        (Some(room), None) => vec![room],
+        (None, Some(rooms)) => rooms,
+        _ => {
+            return Err(ApiError::bad(
+                "one of `room` and `rooms` is needed".to_owned(),
+            ));
+        }
+    };
+    check_count(app, rooms.len())?;
+    let mut audiences = Vec::with_capacity(rooms.len());
+    for room in &rooms {
+        let audience = Audience::Room(room_name(room)?);
+        if !audiences.contains(&audience) {
+            audiences.push(audience);
+        }
+    }
+    send(app, audiences, payload, body.except, body.confirm).await
+}
+
+async fn do_broadcast(app: &Unisono, body: Broadcast<'_>) -> ApiResult {
+    let payload = body.content().payload()?;
+    let everyone = vec![Audience::Everyone];
+    send(app, everyone, payload, body.except, body.confirm).await
+}
+
+async fn send(
+    app: &Unisono,
+    to: Vec<Audience>,
+    payload: proto::Payload,
+    except: Vec<String>,
+    confirm: bool,
+) -> ApiResult {
+    check_count(app, except.len())?;
+    let except = except
+        .iter()
+        .map(|id| socket_id(id))
+        .collect::<Result<_, _>>()?;
+    if confirm {
+        let confirmed = app.publish_confirmed(to, payload, except).await?;
+        return Ok(json!({
+            "status": "confirmed",
+            "sockets": confirmed.value,
+            "nodes": nodes_value(&confirmed.nodes),
+        }));
+    }
+    let status = match app.publish(to, payload, except).await? {
+        Sent::ToAll => "sent",
+        Sent::LocalOnly => "local_only",
+    };
+    Ok(json!({ "status": status }))
+}
+
+async fn do_disconnect(app: &Unisono, body: Disconnect) -> ApiResult {
+    let close = body.close()?;
+    match body.whom()? {
+        Whom::Sockets(ids) => {
+            check_count(app, ids.len())?;
+            Ok(results(app.disconnect(ids, close, body.after_ms).await))
+        }
+        Whom::Room(room) => {
+            let room = room_name(&room)?;
+            let done = app.disconnect_room(room, close, body.after_ms).await;
+            Ok(json!({ "disconnected": done.value, "nodes": nodes_value(&done.nodes) }))
+        }
+    }
+}
+
+async fn do_join(app: &Unisono, body: Membership) -> ApiResult {
+    let (ids, room) = body.parts()?;
+    check_count(app, ids.len())?;
+    Ok(results(app.join(ids, room).await))
+}
+
+async fn do_leave(app: &Unisono, body: Membership) -> ApiResult {
+    let (ids, room) = body.parts()?;
+    check_count(app, ids.len())?;
+    Ok(results(app.leave(ids, room).await))
+}
+
+// === queries ===
+
+async fn socket(app: App_, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = socket_id(&path)?;
+    let unavailable = |_| ApiError {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "unavailable",
+        message: "the node of the socket does not answer".to_owned(),
+    };
+    match app.socket(id).await.map_err(unavailable)? {
+        Some(socket) => Ok(answer(json!({
+            "id": id.to_string(),
+            "node": id.node().to_string(),
+            "rooms": socket.rooms.iter().map(RoomName::as_str).collect::<Vec<_>>(),
+            "user": socket.user,
+            "connected_at": time(socket.connected_at_ms),
+            "remote_addr": socket.remote_addr,
+            "queued_bytes": socket.queued_bytes,
+        }))),
+        None => Err(ApiError::not_found("no such socket")),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoomsParameters {
+    #[serde(default)]
+    prefix: String,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+async fn rooms(app: App_, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let parameters: RoomsParameters = query(&request)?;
+    let listed = app
+        .rooms(RoomsQuery {
+            prefix: parameters.prefix,
+            after: after(parameters.cursor)?.unwrap_or_default(),
+            limit: limit(&app, parameters.limit)?,
+        })
+        .await;
+    let page = listed.value;
+    let last = page.rooms.last().map(|(room, _)| room.to_string());
+    let room =
+        |(room, sockets): &(RoomName, u64)| json!({"room": room.as_str(), "sockets": sockets});
+    Ok(answer(json!({
+        "rooms": page.rooms.iter().map(room).collect::<Vec<_>>(),
+        "cursor": cursor(last, page.more),
+        "nodes": nodes_value(&listed.nodes),
+    })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoomSocketsParameters {
+    room: String,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+async fn room_sockets(app: App_, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let parameters: RoomSocketsParameters = query(&request)?;
+    let after = after(parameters.cursor)?
+        .map(|id| SocketId::parse(&id))
+        .transpose();
+    let listed = app
+        .sockets(SocketsQuery {
+            room: room_name(&parameters.room)?,
+            after: after.map_err(|_| ApiError::bad_cursor())?,
+            limit: limit(&app, parameters.limit)?,
+        })
+        .await;
+    let page = listed.value;
+    let last = page.sockets.last().map(|(id, _)| id.to_string());
+    let socket =
+        |(id, user): &(SocketId, Option<String>)| json!({"id": id.to_string(), "user": user});
+    Ok(answer(json!({
+        "sockets": page.sockets.iter().map(socket).collect::<Vec<_>>(),
+        "count": page.count,
+        "cursor": cursor(last, page.more),
+        "nodes": nodes_value(&listed.nodes),
+    })))
+}
+
+async fn nodes(app: App_) -> HttpResponse {
+    let shared = &app.shared;
+    let load = &shared.load;
+    let state = |draining| if draining { "draining" } else { "up" };
+    let mut nodes = vec![json!({
+        "id": shared.node.to_string(),
+        "name": shared.name,
+        "sockets": load.sockets.load(Ordering::Relaxed),
+        "rooms": load.rooms.load(Ordering::Relaxed),
+        "version": env!("CARGO_PKG_VERSION"),
+        "started_at": time(shared.started_at_ms),
+        "state": state(load.draining.load(Ordering::Relaxed)),
+    })];
+    let mut peers = shared.cluster.peers().await;
+    peers.sort_by_key(|peer| peer.id);
+    nodes.extend(peers.into_iter().map(|peer| {
+        json!({
+            "id": peer.id.to_string(),
+            "name": peer.heartbeat.name,
+            "sockets": peer.heartbeat.sockets,
+            "rooms": peer.heartbeat.rooms,
+            "version": peer.heartbeat.version,
+            "started_at": time(peer.heartbeat.started_at_ms),
+            "state": state(peer.heartbeat.draining),
+        })
+    }));
+    answer(json!({ "nodes": nodes, "self": shared.node.to_string() }))
+}
+
+// === pages and probes ===
+
+async fn chat_page(app: App_) -> Result<HttpResponse, ApiError> {
+    if !app.shared.config.rules.open() {
+        return Err(ApiError::not_found("there is nothing here"));
+    }
+    Ok(HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
+        .body(CHAT_PAGE))
+}
+
+async fn live(app: App_) -> HttpResponse {
+    health(&app, StatusCode::OK, "ok")
+}
+
+async fn ready(app: App_) -> HttpResponse {
+    match app.shared.readiness() {
+        Ok(()) => health(&app, StatusCode::OK, "ok"),
+        Err(why) => health(&app, StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+fn health(app: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
+    let cluster = &app.shared.cluster;
+    let bus = match cluster.link() {
+        _ if cluster.alone() => "none",
+        LinkState::Connecting => "connecting",
+        LinkState::Connected => "connected",
+        LinkState::Away => "away",
+    };
+    HttpResponse::build(code)
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .json(json!({"status": status, "node": app.shared.node.to_string(), "bus": bus}))
+}
+
+async fn metrics_text(app: App_) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4"))
+        .body(app.shared.metrics())
+}
+
+async fn no_such_path() -> Result<HttpResponse, ApiError> {
+    Err(ApiError::not_found("no such path"))
+}
+
+// === reading and answering ===
+
+/// Reads a body, whatever its content type says.
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::bad(error.to_string()))
+}
+
+fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiError> {
+    let query = web::Query::<T>::from_query(request.query_string());
+    query
+        .map(web::Query::into_inner)
+        .map_err(|error| ApiError::bad(error.to_string()))
+}
+
+fn answer(value: Value) -> HttpResponse {
+    HttpResponse::Ok().json(value)
+}
+
+fn results(results: Vec<(String, Status)>) -> Value {
+    let results: Map<_, _> = results
+        .into_iter()
+        .map(|(id, status)| (id, status.as_str().into()))
+        .collect();
+    json!({ "results": results })
+}
+
+fn nodes_value(nodes: &Nodes) -> Value {
+    let missing: Vec<_> = nodes.missing.iter().map(ToString::to_string).collect();
+    json!({ "reached": nodes.reached, "missing": missing })
+}
+
+fn time(ms: u64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// Cursors are opaque to callers; inside is the last name or id of a page.
+fn cursor(last: Option<String>, more: bool) -> Option<String> {
+    last.filter(|_| more)
+        .map(|last| BASE64_URL_SAFE_NO_PAD.encode(last))
+}
+
+fn after(cursor: Option<String>) -> Result<Option<String>, ApiError> {
+    cursor
+        .map(|cursor| {
+            let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
+            String::from_utf8(bytes).ok()
+        })
+        .map(|after| after.ok_or_else(ApiError::bad_cursor))
+        .transpose()
+}
+
+fn limit(app: &Unisono, limit: Option<usize>) -> Result<usize, ApiError> {
+    let max = app.shared.config.api.page;
+    match limit {
+        None => Ok(max.min(100)),
+        Some(limit) if (1..=max).contains(&limit) => Ok(limit),
+        Some(_) => Err(ApiError::bad(format!("`limit` is 1 to {max}"))),
+    }
+}
+
+fn check_count(app: &Unisono, count: usize) -> Result<(), ApiError> {
+    let max = app.shared.config.api.ids;
+    if count > max {
+        return Err(ApiError::bad(format!(
+            "at most {max} ids or rooms in one request"
+        )));
+    }
+    Ok(())
+}
+
+fn room_name(name: &str) -> Result<RoomName, ApiError> {
+    RoomName::parse(name).map_err(|error| ApiError {
+        code: "bad_room",
+        ..ApiError::bad(error.to_string())
+    })
+}
+
+fn socket_id(text: &str) -> Result<SocketId, ApiError> {
+    SocketId::parse(text).map_err(|error| ApiError::bad(format!("`{text}`: {error}")))
+}
+
+impl ApiError {
+    fn bad(message: String) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: "bad_request",
+            message,
+        }
+    }
+
+    fn bad_cursor() -> Self {
+        Self::bad("`cursor` is not one that this API gave".to_owned())
+    }
+
+    fn not_found(message: &str) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "not_found",
+            message: message.to_owned(),
+        }
+    }
+
+    fn too_large() -> Self {
+        Self {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            code: "too_large",
+            message: "the message is larger than the bus takes".to_owned(),
+        }
+    }
+
+    fn unauthorized(message: &str) -> Self {
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            code: "unauthorized",
+            message: message.to_owned(),
+        }
+    }
+
+    fn body(&self) -> Value {
+        json!({"error": {"code": self.code, "message": self.message}})
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::TooLarge => Self::too_large(),
+            PublishError::Busy => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                code: "busy",
+                message: error.to_string(),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.insert_header(("Retry-After", "1"));
+        }
+        response.json(self.body())
+    }
+}

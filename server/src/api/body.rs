@@ -1,0 +1,192 @@
+//! What requests say. Unknown fields are refused by name.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use proto::client::OneOrMany;
+use proto::name::NameError;
+use proto::{Close, EventName, Payload, RoomName};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::{ApiError, room_name};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Emit<'a> {
+    pub(super) to: OneOrMany,
+    event: Option<String>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+    text: Option<String>,
+    binary: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Publish<'a> {
+    pub(super) room: Option<String>,
+    pub(super) rooms: Option<Vec<String>>,
+    event: Option<String>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+    text: Option<String>,
+    binary: Option<String>,
+    #[serde(default)]
+    pub(super) except: Vec<String>,
+    #[serde(default)]
+    pub(super) confirm: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Broadcast<'a> {
+    event: Option<String>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+    text: Option<String>,
+    binary: Option<String>,
+    #[serde(default)]
+    pub(super) except: Vec<String>,
+    #[serde(default)]
+    pub(super) confirm: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disconnect {
+    to: Option<OneOrMany>,
+    room: Option<String>,
+    #[serde(default = "Disconnect::code_default")]
+    code: u16,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    pub(super) after_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Membership {
+    to: OneOrMany,
+    room: String,
+}
+
+/// One request of a batch.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Batched<'a> {
+    #[serde(borrow)]
+    Emit(Emit<'a>),
+    Publish(Publish<'a>),
+    Broadcast(Broadcast<'a>),
+    Disconnect(Disconnect),
+    Join(Membership),
+    Leave(Membership),
+}
+
+/// Whom a request to disconnect means.
+pub(super) enum Whom {
+    Sockets(Vec<String>),
+    Room(String),
+}
+
+/// What is to be sent: an event with data, or a bare frame.
+pub(super) struct Content<'a> {
+    event: Option<&'a str>,
+    data: Option<&'a RawValue>,
+    text: Option<&'a str>,
+    binary: Option<&'a str>,
+}
+
+/// The longest delay of a disconnect: a day.
+const AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// Tells `"data":null` from no data: `Option` alone would take both for `None`.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
+macro_rules! content {
+    ($body:ident) => {
+        impl $body<'_> {
+            pub(super) fn content(&self) -> Content<'_> {
+                Content {
+                    event: self.event.as_deref(),
+                    data: self.data,
+                    text: self.text.as_deref(),
+                    binary: self.binary.as_deref(),
+                }
+            }
+        }
+    };
+}
+
+content!(Emit);
+content!(Publish);
+content!(Broadcast);
+
+impl Content<'_> {
+    pub(super) fn payload(&self) -> Result<Payload, ApiError> {
+        match (self.event, self.text, self.binary) {
+            (Some(event), None, None) => Ok(Payload::Event {
+                name: EventName::parse_user(event).map_err(bad_event)?,
+                data: self
+                    .data
+                    .map(|data| Bytes::copy_from_slice(data.get().as_bytes())),
+            }),
+            (None, _, _) if self.data.is_some() => {
+                Err(ApiError::bad("`data` goes with `event`".to_owned()))
+            }
+            (None, Some(text), None) => Ok(Payload::Text(text.to_owned().into())),
+            (None, None, Some(binary)) => BASE64_STANDARD
+                .decode(binary)
+                .map(|bytes| Payload::Binary(bytes.into()))
+                .map_err(|_| ApiError::bad("`binary` is not base64".to_owned())),
+            _ => Err(ApiError::bad(
+                "one of `event`, `text` and `binary` is needed".to_owned(),
+            )),
+        }
+    }
+}
+
+fn bad_event(error: NameError) -> ApiError {
+    ApiError {
+        code: "bad_event",
+        ..ApiError::bad(error.to_string())
+    }
+}
+
+impl Disconnect {
+    fn code_default() -> u16 {
+        1000
+    }
+
+    pub(super) fn close(&self) -> Result<Close, ApiError> {
+        if self.after_ms > AFTER_MS_MAX {
+            return Err(ApiError::bad(format!(
+                "`after_ms` is at most {AFTER_MS_MAX}"
+            )));
+        }
+        Close::by_application(self.code, self.reason.clone())
+            .map_err(|error| ApiError::bad(format!("the {error}")))
+    }
+
+    pub(super) fn whom(&self) -> Result<Whom, ApiError> {
+        match (&self.to, &self.room) {
+            (Some(to), None) => Ok(Whom::Sockets(to.clone().into())),
+            (None, Some(room)) => Ok(Whom::Room(room.clone())),
+            _ => Err(ApiError::bad("one of `to` and `room` is needed".to_owned())),
+        }
+    }
+}
+
+impl Membership {
+    pub(super) fn parts(self) -> Result<(Vec<String>, RoomName), ApiError> {
+        Ok((self.to.into(), room_name(&self.room)?))
+    }
+}

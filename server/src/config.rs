@@ -1,0 +1,744 @@
+//! The configuration: one file of defaults, a user's file, the environment, flags. All mistakes are
+//! found in one go, before any port is bound. Nothing else reads the environment.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer};
+use toml::{Table, Value};
+
+use crate::rules::{Rule, Rules};
+use cluster::ClusterName;
+
+/// Every key with its default and its comment; the only place that has them.
+pub const REFERENCE: &str = include_str!("unisono.toml");
+
+/// The file that is read when none is named and it exists.
+pub const FILE_DEFAULT: &str = "unisono.toml";
+
+/// `UNISONO__SECTION__KEY`.
+const ENVIRONMENT_PREFIX: &str = "UNISONO__";
+
+/// Keys whose values are not shown.
+const SECRETS: [&str; 1] = ["api.keys"];
+
+/// Everything that can be set. See `unisono.toml` for what each key means.
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub workers: usize,
+    pub cluster: Cluster,
+    pub sockets: Sockets,
+    pub api: Api,
+    #[serde(skip)]
+    pub rules: Rules,
+    pub drain: Drain,
+    pub log: Log,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Cluster {
+    #[serde(deserialize_with = "cluster_name")]
+    pub name: ClusterName,
+    pub node_name: String,
+    pub nats: Vec<String>,
+    pub nats_credentials_file: PathBuf,
+    pub nats_user: String,
+    pub nats_password_file: PathBuf,
+    pub nats_token_file: PathBuf,
+    pub nats_tls_ca: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    pub nats_connect_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub nats_reconnect_delay_max: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub heartbeat_interval: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub node_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub bus_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub call_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub room_linger: Duration,
+    pub queue_messages: usize,
+    pub subscription_messages: usize,
+    #[serde(deserialize_with = "duration")]
+    pub ready_grace: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Sockets {
+    pub max: usize,
+    pub connections: usize,
+    pub greeting: bool,
+    #[serde(deserialize_with = "duration")]
+    pub ping_interval: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub pong_timeout: Duration,
+    #[serde(deserialize_with = "size")]
+    pub message_bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub queue_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub write_timeout: Duration,
+    pub rooms_per_socket: usize,
+    pub emit_ids: usize,
+    pub emits_in_flight: usize,
+    #[serde(deserialize_with = "size")]
+    pub head_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub head_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub close_timeout: Duration,
+    #[serde(deserialize_with = "size")]
+    pub inflight_bytes: usize,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Deserialize)]
+pub struct Api {
+    pub keys: Vec<String>,
+    #[serde(deserialize_with = "size")]
+    pub body_bytes: usize,
+    pub ids: usize,
+    pub batch: usize,
+    pub page: usize,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Drain {
+    #[serde(deserialize_with = "duration")]
+    pub delay: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub window: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub reconnect_max: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Where settings come from, in the order in which later wins.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A file that must exist.
+    pub file: Option<PathBuf>,
+    /// Names and values, as the environment has them.
+    pub environment: Vec<(String, String)>,
+    /// Flags, as `section.key` and text.
+    pub flags: Vec<(String, String)>,
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigError {
+    mistakes: Vec<Mistake>,
+}
+
+#[derive(Debug)]
+struct Mistake {
+    source: String,
+    key: String,
+    reason: String,
+}
+
+/// A configuration and the text that `unisono config` prints of it.
+pub struct Loaded {
+    /// What the program goes by.
+    pub config: Config,
+    /// The values in effect, with every comment, secrets hidden.
+    pub text: String,
+    /// The file that was read, if one was.
+    pub file: Option<PathBuf>,
+}
+
+impl Sources {
+    /// The real environment.
+    pub fn from_environment(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
+        let ours = |(name, _): &(String, String)| name.starts_with(ENVIRONMENT_PREFIX);
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((
+                name.into_string().ok()?,
+                value.to_string_lossy().into_owned(),
+            ))
+        };
+        Self {
+            file,
+            environment: std::env::vars_os().filter_map(text).filter(ours).collect(),
+            flags,
+        }
+    }
+
+    /// Reads and checks everything.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let mut merge = Merge::new();
+        let file = match &self.file {
+            Some(file) => Some(file.clone()),
+            None => Some(PathBuf::from(FILE_DEFAULT)).filter(|file| file.exists()),
+        };
+        if let Some(file) = &file {
+            merge.add_file(file);
+        }
+        let mut environment = self.environment.clone();
+        environment.sort();
+        for (name, value) in &environment {
+            let key = name
+                .trim_start_matches(ENVIRONMENT_PREFIX)
+                .to_lowercase()
+                .replace("__", ".");
+            merge.add_text(&format!("environment variable {name}"), &key, value);
+        }
+        for (key, value) in &self.flags {
+            merge.add_text("flag", key, value);
+        }
+        let (config, text) = merge.finish()?;
+        Ok(Loaded { config, text, file })
+    }
+}
+
+/// The layers, one over the other, with the source of each value.
+struct Merge {
+    reference: Table,
+    table: Table,
+    sources: BTreeMap<String, String>,
+    rooms: Vec<Value>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Merge {
+    fn new() -> Self {
+        let reference: Table = REFERENCE.parse().expect("the reference is TOML");
+        Self {
+            table: reference.clone(),
+            reference,
+            sources: BTreeMap::new(),
+            rooms: Vec::new(),
+            mistakes: Vec::new(),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) {
+        let source = path.display().to_string();
+        let read = std::fs::read_to_string(path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                text.parse::<Table>()
+                    .map_err(|error| error.to_string().trim_end().to_owned())
+            });
+        match read {
+            Ok(table) => self.add_table(&source, "", table),
+            Err(reason) => self.mistake(&source, "", reason),
+        }
+    }
+
+    fn add_table(&mut self, source: &str, prefix: &str, table: Table) {
+        for (name, value) in table {
+            let key = match prefix {
+                "" => name,
+                prefix => format!("{prefix}.{name}"),
+            };
+            match value {
+                Value::Table(table) if self.is_section(&key) => {
+                    self.add_table(source, &key, table);
+                }
+                value => self.add_value(source, &key, value),
+            }
+        }
+    }
+
+    /// A value from a place that has only text: its type is that of the default.
+    fn add_text(&mut self, source: &str, key: &str, text: &str) {
+        let parsed = |text: &str| {
+            format!("value = {text}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut table| table.remove("value"))
+        };
+        let value = match self.reference_value(key) {
+            Some(Value::String(_)) => Some(Value::String(text.to_owned())),
+            Some(Value::Array(_)) if !text.trim_start().starts_with('[') => {
+                let items = text.split(',').map(str::trim);
+                let items = items.filter(|item| !item.is_empty());
+                Some(Value::Array(
+                    items.map(|item| Value::String(item.to_owned())).collect(),
+                ))
+            }
+            _ => parsed(text),
+        };
+        match value {
+            Some(value) => self.add_value(source, key, value),
+            None => self.mistake(source, key, format!("`{text}` is not a value for this key")),
+        }
+    }
+
+    fn add_value(&mut self, source: &str, key: &str, value: Value) {
+        if key == "rooms" {
+            match value {
+                Value::Array(rooms) => self.rooms = rooms,
+                _ => self.mistake(source, key, "expected a list of tables".to_owned()),
+            }
+            self.sources.insert(key.to_owned(), source.to_owned());
+            return;
+        }
+        if self.is_section(key) {
+            return self.mistake(source, key, "this is a section, not a key".to_owned());
+        }
+        if self.reference_value(key).is_none() {
+            return self.mistake(source, key, "there is no such key".to_owned());
+        }
+        self.sources.insert(key.to_owned(), source.to_owned());
+        self.set(key, value);
+    }
+
+    fn set(&mut self, key: &str, value: Value) {
+        match key.split_once('.') {
+            Some((section, key)) => {
+                if let Some(Value::Table(section)) = self.table.get_mut(section) {
+                    section.insert(key.to_owned(), value);
+                }
+            }
+            None => {
+                self.table.insert(key.to_owned(), value);
+            }
+        }
+    }
+
+    fn reference_value(&self, key: &str) -> Option<&Value> {
+        match key.split_once('.') {
+            Some((section, key)) => self.reference.get(section)?.get(key),
+            None => self.reference.get(key),
+        }
+    }
+
+    fn is_section(&self, key: &str) -> bool {
+        matches!(self.reference.get(key), Some(Value::Table(_)))
+    }
+
+    fn mistake(&mut self, source: &str, key: &str, reason: String) {
+        self.mistakes.push(Mistake {
+            source: source.to_owned(),
+            key: key.to_owned(),
+            reason,
+        });
+    }
+
+    fn source(&self, key: &str) -> String {
+        let source = self.sources.get(key);
+        source.map_or_else(|| "defaults".to_owned(), String::clone)
+    }
+
+    fn finish(mut self) -> Result<(Config, String), ConfigError> {
+        let text = self.render();
+        let config = self.deserialize();
+        let rules = self.read_rooms();
+        let config = config.map(|config| Config { rules, ..config });
+        if let Some(config) = &config {
+            for (key, reason) in config.contradictions() {
+                let source = self.source(key);
+                self.mistake(&source, key, reason);
+            }
+        }
+        match config {
+            Some(config) if self.mistakes.is_empty() => Ok((config, text)),
+            _ => Err(ConfigError {
+                mistakes: self.mistakes,
+            }),
+        }
+    }
+
+    /// A value that does not fit is noted, replaced by its default, and the rest is tried again, until all
+    /// of them are known.
+    fn deserialize(&mut self) -> Option<Config> {
+        for _ in 0..=self.sources.len() {
+            let value = Value::Table(self.table.clone());
+            match serde_path_to_error::deserialize::<_, Config>(value) {
+                Ok(config) => return Some(config),
+                Err(error) => {
+                    let path = error.path().to_string();
+                    // An item of a list is a mistake of the list.
+                    let key = path.split('[').next().unwrap_or_default().to_owned();
+                    let key = key.trim_end_matches('.');
+                    let default = self.reference_value(key).cloned();
+                    let source = self.source(key);
+                    let reason = error.inner().message().trim_end().to_owned();
+                    self.mistake(&source, key, reason);
+                    self.set(key, default?);
+                }
+            }
+        }
+        None
+    }
+
+    fn read_rooms(&mut self) -> Rules {
+        let source = self.source("rooms");
+        let mut rules = Vec::new();
+        for (nth, room) in std::mem::take(&mut self.rooms).into_iter().enumerate() {
+            match serde_path_to_error::deserialize::<_, Rule>(room) {
+                Ok(rule) => rules.push(rule),
+                Err(error) => {
+                    let path = error.path().to_string();
+                    let key = match path.as_str() {
+                        "." => format!("rooms[{nth}]"),
+                        path => format!("rooms[{nth}].{path}"),
+                    };
+                    let reason = error.inner().message().trim_end().to_owned();
+                    self.mistake(&source, &key, reason);
+                }
+            }
+        }
+        Rules::new(rules)
+    }
+
+    /// The reference with the values in effect in the place of the defaults.
+    fn render(&self) -> String {
+        let mut document: toml_edit::DocumentMut =
+            REFERENCE.parse().expect("the reference is TOML");
+        for key in self.sources.keys().filter(|key| *key != "rooms") {
+            let (section, name) = key.split_once('.').unwrap_or(("", key));
+            let value = match section {
+                "" => self.table.get(name),
+                section => self.table.get(section).and_then(|table| table.get(name)),
+            };
+            let secret = SECRETS.contains(&key.as_str());
+            let shown = match value {
+                Some(Value::Array(items)) if secret => {
+                    Value::Array(items.iter().map(|_| Value::from("(hidden)")).collect())
+                }
+                Some(value) => value.clone(),
+                None => continue,
+            };
+            let Ok(item) = shown.to_string().parse::<toml_edit::Value>() else {
+                continue;
+            };
+            let item = toml_edit::value(item);
+            match section {
+                "" => document[name] = item,
+                section => document[section][name] = item,
+            }
+        }
+        let mut text = document.to_string();
+        for room in &self.rooms {
+            text.push_str("\n[[rooms]]\n");
+            if let Value::Table(room) = room {
+                text.push_str(&room.to_string());
+            }
+        }
+        text
+    }
+}
+
+impl Config {
+    /// Values that are fine alone but not together, or not at all.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let mut check = |ok: bool, key, reason: &str| {
+            if !ok {
+                found.push((key, reason.to_owned()));
+            }
+        };
+        let Self {
+            cluster,
+            sockets,
+            api,
+            ..
+        } = self;
+        check(self.workers <= 64, "workers", "at most 64");
+        let logins = [
+            !cluster.nats_credentials_file.as_os_str().is_empty(),
+            !cluster.nats_user.is_empty(),
+            !cluster.nats_token_file.as_os_str().is_empty(),
+        ];
+        let logins = logins.into_iter().filter(|login| *login).count();
+        check(
+            logins <= 1,
+            "cluster.nats_user",
+            "choose one of nats_credentials_file, nats_user and nats_token_file",
+        );
+        let password = !cluster.nats_password_file.as_os_str().is_empty();
+        check(
+            password != cluster.nats_user.is_empty(),
+            "cluster.nats_password_file",
+            "a user and a password file go together",
+        );
+        for server in &cluster.nats {
+            let scheme = ["nats://", "tls://"]
+                .iter()
+                .any(|scheme| server.starts_with(scheme));
+            check(
+                scheme,
+                "cluster.nats",
+                "a server reads nats://host:port or tls://host:port",
+            );
+        }
+        check(
+            cluster.node_name.len() <= 100 && !cluster.node_name.chars().any(char::is_control),
+            "cluster.node_name",
+            "at most 100 bytes, without control characters",
+        );
+        check(
+            cluster.heartbeat_interval >= Duration::from_millis(100),
+            "cluster.heartbeat_interval",
+            "at least 100ms",
+        );
+        check(
+            cluster.node_timeout >= 2 * cluster.heartbeat_interval,
+            "cluster.node_timeout",
+            "at least twice heartbeat_interval",
+        );
+        check(
+            cluster.bus_timeout >= 2 * cluster.heartbeat_interval,
+            "cluster.bus_timeout",
+            "at least twice heartbeat_interval",
+        );
+        for (value, key) in [
+            (cluster.queue_messages, "cluster.queue_messages"),
+            (
+                cluster.subscription_messages,
+                "cluster.subscription_messages",
+            ),
+            (sockets.max, "sockets.max"),
+            (sockets.connections, "sockets.connections"),
+            (sockets.rooms_per_socket, "sockets.rooms_per_socket"),
+            (sockets.emit_ids, "sockets.emit_ids"),
+            (sockets.emits_in_flight, "sockets.emits_in_flight"),
+            (sockets.message_bytes, "sockets.message_bytes"),
+            (api.ids, "api.ids"),
+            (api.batch, "api.batch"),
+            (api.page, "api.page"),
+        ] {
+            check(value >= 1, key, "at least 1");
+        }
+        check(
+            sockets.message_bytes <= 64 << 20,
+            "sockets.message_bytes",
+            "at most 64MiB",
+        );
+        check(
+            sockets.queue_bytes >= sockets.message_bytes,
+            "sockets.queue_bytes",
+            "at least message_bytes",
+        );
+        check(
+            (1 << 16..=1 << 30).contains(&sockets.inflight_bytes),
+            "sockets.inflight_bytes",
+            "64KiB to 1GiB",
+        );
+        check(
+            (1 << 10..=1 << 20).contains(&sockets.head_bytes),
+            "sockets.head_bytes",
+            "1KiB to 1MiB",
+        );
+        for (value, key) in [
+            (sockets.ping_interval, "sockets.ping_interval"),
+            (sockets.pong_timeout, "sockets.pong_timeout"),
+            (sockets.write_timeout, "sockets.write_timeout"),
+            (sockets.head_timeout, "sockets.head_timeout"),
+            (cluster.call_timeout, "cluster.call_timeout"),
+            (cluster.nats_connect_timeout, "cluster.nats_connect_timeout"),
+        ] {
+            check(value >= Duration::from_millis(10), key, "at least 10ms");
+        }
+        for key in &api.keys {
+            check(
+                key.len() >= 8,
+                "api.keys",
+                "a key has at least 8 characters",
+            );
+        }
+        check(
+            self.log
+                .level
+                .parse::<tracing_subscriber::EnvFilter>()
+                .is_ok(),
+            "log.level",
+            "not a level or a filter",
+        );
+        found
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api")
+            .field("keys", &self.keys.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.mistakes.len();
+        let noun = if count == 1 { "mistake" } else { "mistakes" };
+        write!(f, "{count} {noun} in the configuration")?;
+        for Mistake {
+            source,
+            key,
+            reason,
+        } in &self.mistakes
+        {
+            match key.as_str() {
+                "" => write!(f, "\n  {source}: {reason}")?,
+                key => write!(f, "\n  {source}: {key}: {reason}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|_| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a duration, such as \"25s\" or \"500ms\""
+        ))
+    })
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = ByteSize::deserialize(deserializer).map_err(|_| {
+        serde::de::Error::custom("not a size, such as \"64KiB\" or a number of bytes")
+    })?;
+    usize::try_from(size.as_u64()).map_err(serde::de::Error::custom)
+}
+
+fn cluster_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ClusterName, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    ClusterName::parse(&text).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect()
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn the_defaults_are_a_configuration() {
+        let loaded = Sources::default()
+            .load()
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(loaded.config.listen.port(), 8080);
+        assert_eq!(loaded.config.sockets.message_bytes, 64 << 10);
+        assert!(loaded.config.rules.open());
+        assert_eq!(loaded.text, REFERENCE, "nothing set, nothing changed");
+    }
+
+    #[test]
+    fn later_wins() {
+        let (_folder, path) =
+            file("listen = '1.1.1.1:1'\n[sockets]\nmax = 1\nping_interval = '1s'");
+        let sources = Sources {
+            file: Some(path),
+            environment: pairs(&[
+                ("UNISONO__SOCKETS__MAX", "2"),
+                ("UNISONO__CLUSTER__NATS", "nats://a:1, nats://b:2"),
+                ("UNISONO__API__KEYS", "[\"key, with comma\"]"),
+                ("UNISONO__LISTEN", "2.2.2.2:2"),
+            ]),
+            flags: pairs(&[("listen", "3.3.3.3:3")]),
+        };
+        let loaded = sources.load().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(loaded.config.listen.to_string(), "3.3.3.3:3");
+        assert_eq!(loaded.config.sockets.max, 2);
+        assert_eq!(loaded.config.sockets.ping_interval, Duration::from_secs(1));
+        assert_eq!(loaded.config.cluster.nats, ["nats://a:1", "nats://b:2"]);
+        assert_eq!(loaded.config.api.keys, ["key, with comma"]);
+        assert!(loaded.text.contains("max = 2\n") && loaded.text.contains("(hidden)"));
+        assert!(!loaded.text.contains("with comma"));
+        let shown: Table = loaded.text.parse().unwrap();
+        assert_eq!(shown["listen"].as_str(), Some("3.3.3.3:3"));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let (_folder, path) = file(
+            "listen = 'here'\nnope = 1\n[sockets]\nmax = 'many'\nping_interval = '25 parsecs'\n\
+             message_bytes = '2GiB'\n[[rooms]]\npattern = '/a{b}'\n\
+             [[rooms]]\npattern = '/c'\nclient_events = 'shout'\n[[rooms]]\npatern = '/d'",
+        );
+        let sources = Sources {
+            file: Some(path),
+            environment: pairs(&[("UNISONO__SOCKET__MAX", "1"), ("UNISONO__WORKERS", "many")]),
+            flags: Vec::new(),
+        };
+        let message = match sources.load() {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("refused"),
+        };
+        for part in [
+            "test.toml: listen:",
+            "test.toml: nope: there is no such key",
+            "test.toml: sockets.max:",
+            "`25 parsecs` is not a duration",
+            "test.toml: rooms[0].pattern:",
+            "test.toml: rooms[1].client_events:",
+            "test.toml: rooms[2].patern:",
+            "environment variable UNISONO__SOCKET__MAX: socket.max: there is no such key",
+            "environment variable UNISONO__WORKERS: workers: `many`",
+        ] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_mistakes() {
+        let sources = Sources {
+            flags: pairs(&[
+                ("cluster.nats_user", "me"),
+                ("cluster.nats", "localhost:4222"),
+                ("api.keys", "short"),
+                ("log.level", "loud=="),
+            ]),
+            ..Sources::default()
+        };
+        let Err(error) = sources.load() else {
+            panic!("refused");
+        };
+        let message = error.to_string();
+        for key in [
+            "nats_password_file",
+            "cluster.nats:",
+            "api.keys",
+            "log.level",
+        ] {
+            assert!(message.contains(key), "{key} in {message}");
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What happens to a connection first: its request head is read, within bounds, and shows whether it is to
+//! become a session or is plain HTTP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use actix_http::{HttpMessage, HttpService, Protocol, Request, h1};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_service, map_config};
+use actix_web::dev::AppConfig;
+use bytes::{Buf, BytesMut};
+use futures_util::future::LocalBoxFuture;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::api;
+use crate::session::{Arrival, Session};
+use crate::shared::Slot;
+use crate::websocket::handshake::{self, Refusal, Upgrade, Wanted};
+use crate::worker::Worker;
+
+/// The door of one worker.
+pub struct Door {
+    worker: Rc<Worker>,
+    http: Http,
+}
+
+/// A connection that is back at the door, one per connection: as bounded as they are.
+pub struct Returning(pub Replay);
+
+type Http = Box<dyn Fn(Replay, SocketAddr) -> LocalBoxFuture<'static, ()>>;
+
+/// A connection from which some bytes have been read, and are read again.
+pub struct Replay {
+    stream: TcpStream,
+    read: BytesMut,
+    peer: SocketAddr,
+    slot: Slot,
+}
+
+/// Most header lines in a request.
+const HEADERS_MAX: usize = 100;
+
+/// How long a refused client may take to read why.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Door {
+    /// Makes the HTTP application of this worker. A later request of a connection that began as plain HTTP
+    /// may ask for an upgrade, as those of proxies do that keep connections: it comes out of `returning`,
+    /// and is to be handed to [`Door::enter`].
+    pub async fn new(worker: Rc<Worker>, returning: mpsc::UnboundedSender<Returning>) -> Self {
+        let upgrade = fn_service(move |(request, framed): (Request, Framed)| {
+            let parts = framed.into_parts();
+            let mut connection = parts.io;
+            let mut read = BytesMut::from(&head_of(&request)[..]);
+            read.extend_from_slice(&parts.read_buf);
+            read.extend_from_slice(&connection.read);
+            connection.read = read;
+            let _ = returning.send(Returning(connection));
+            std::future::ready(Ok::<_, actix_web::Error>(()))
+        });
+        let body_bytes_max = worker.shared.config.api.body_bytes;
+        let app = api::app(worker.app.clone(), body_bytes_max);
+        let factory = HttpService::build()
+            // Between 1 and 999 ms actix-http forgets connections for ever; with 0 it closes at once.
+            .client_disconnect_timeout(std::time::Duration::ZERO)
+            .finish(map_config(app.into_factory(), |()| AppConfig::default()))
+            .upgrade(Some(upgrade));
+        let service = factory.new_service(()).await;
+        let service = Rc::new(service.expect("the application has no fallible parts"));
+        Self {
+            worker,
+            http: Box::new(move |connection, peer| {
+                let service = Rc::clone(&service);
+                Box::pin(async move {
+                    let served = service
+                        .call((connection, Protocol::Http1, Some(peer)))
+                        .await;
+                    if let Err(error) = served {
+                        debug!(%error, "http connection");
+                    }
+                })
+            }),
+        }
+    }
+
+    /// Takes care of a new connection, until it has become a session or is over.
+    pub async fn greet(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) {
+        let _ = stream.set_nodelay(true);
+        let connection = Replay {
+            stream,
+            read: BytesMut::new(),
+            peer,
+            slot,
+        };
+        self.enter(connection).await;
+    }
+
+    /// Takes care of a connection of which the head of a request is still to be read.
+    pub async fn enter(&self, mut connection: Replay) {
+        let peer = connection.peer;
+        let settings = &self.worker.shared.config.sockets;
+        let head = connection.read_head(settings.head_bytes);
+        let head_len = match timeout(settings.head_timeout, head).await {
+            Ok(Ok(len)) => len,
+            Ok(Err(HeadError::TooLarge)) => {
+                let status = "431 Request Header Fields Too Large";
+                let refusal =
+                    Refusal::of(status, "head_too_large", "the request head is too large");
+                return connection.refuse(&refusal).await;
+            }
+            Ok(Err(HeadError::Io)) => return,
+            Err(_) => {
+                let status = "408 Request Timeout";
+                let refusal = Refusal::of(status, "timeout", "the request head took too long");
+                return connection.refuse(&refusal).await;
+            }
+        };
+        let head = connection.read.split_to(head_len);
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut headers);
+        let wanted = match request.parse(&head) {
+            Ok(_) => handshake::read(&request),
+            Err(error) => Err(Refusal::of(
+                "400 Bad Request",
+                "bad_request",
+                &error.to_string(),
+            )),
+        };
+        match wanted {
+            Ok(Wanted::Http) => {
+                let mut read = BytesMut::from(&handshake::without_upgrade(&request)[..]);
+                read.extend_from_slice(&connection.read);
+                connection.read = read;
+                (self.http)(connection, peer).await;
+            }
+            Ok(Wanted::Socket(upgrade)) => match self.admit(upgrade) {
+                Ok((upgrade, rule, slot)) => {
+                    let arrival = Arrival {
+                        response: upgrade.response(),
+                        rest: connection.read.to_vec(),
+                        stream: connection.stream,
+                        peer,
+                        room: upgrade.room,
+                        rule,
+                        slot,
+                    };
+                    Session::start_on(Rc::clone(&self.worker), arrival);
+                }
+                Err(refusal) => connection.refuse(&refusal).await,
+            },
+            Err(refusal) => connection.refuse(&refusal).await,
+        }
+    }
+
+    /// Whether there is a room, and room, for the client.
+    fn admit(
+        &self,
+        upgrade: Upgrade,
+    ) -> Result<(Upgrade, std::sync::Arc<crate::rules::Rule>, Slot), Refusal> {
+        let shared = &self.worker.shared;
+        let Some(rule) = shared.config.rules.find(&upgrade.room).cloned() else {
+            return Err(Refusal::of(
+                "404 Not Found",
+                "no_such_room",
+                "there is no such room",
+            ));
+        };
+        if !rule.join.by_url() {
+            let message = "clients may not come to this room by its URL";
+            return Err(Refusal::of("403 Forbidden", "forbidden", message));
+        }
+        if shared
+            .load
+            .draining
+            .load(std::sync::atomic::Ordering::Relaxed)
+        {
+            return Err(Refusal::unavailable(
+                "draining",
+                "the node is about to stop",
+            ));
+        }
+        let slot = shared.load.socket(shared.config.sockets.max);
+        match slot {
+            Some(slot) => Ok((upgrade, rule, slot)),
+            None => Err(Refusal::unavailable("full", "the node is full")),
+        }
+    }
+}
+
+type Framed = actix_codec::Framed<Replay, h1::Codec>;
+
+enum HeadError {
+    TooLarge,
+    Io,
+}
+
+impl Replay {
+    /// Reads up to the empty line and says where the head ends.
+    async fn read_head(&mut self, bytes_max: usize) -> Result<usize, HeadError> {
+        let mut searched = 0;
+        loop {
+            // The end may span two reads.
+            let from = usize::saturating_sub(searched, 3);
+            if let Some(at) = find(&self.read[from..], b"\r\n\r\n") {
+                let len = from + at + 4;
+                return if len > bytes_max {
+                    Err(HeadError::TooLarge)
+                } else {
+                    Ok(len)
+                };
+            }
+            if self.read.len() > bytes_max {
+                return Err(HeadError::TooLarge);
+            }
+            searched = self.read.len();
+            match self.stream.read_buf(&mut self.read).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Err(HeadError::Io),
+            }
+        }
+    }
+
+    /// Answers and closes. What the client still sends is read for a moment: unread bytes would turn the
+    /// end into a reset, which may cost the client the answer.
+    async fn refuse(mut self, refusal: &Refusal) {
+        let linger = async {
+            self.stream.write_all(&refusal.response()).await?;
+            self.stream.shutdown().await?;
+            let mut rest = [0; 1024];
+            while self.stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = timeout(LINGER, linger).await;
+        drop(self.slot);
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+}
+
+/// The text of a request head that actix-http has taken apart.
+fn head_of(request: &Request) -> Vec<u8> {
+    let version = match request.version() {
+        actix_http::Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    };
+    let mut head = format!("{} {} {version}\r\n", request.method(), request.uri()).into_bytes();
+    for (name, value) in request.headers() {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+impl AsyncRead for Replay {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let count = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read[..count]);
+        self.read.advance(count);
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replay {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

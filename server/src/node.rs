@@ -1,0 +1,257 @@
+//! The one actor per node through which publications pass, so that all sockets of the node see a room's
+//! messages in one order. It knows which workers have members of which room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
+use cluster::{Event, Gathered, Sent};
+use futures_util::stream::unfold;
+use proto::envelope::Answer;
+use proto::{Audience, RoomName};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ask::Workers;
+use crate::delivery::Delivery;
+use crate::registry::{Deliver, Drain, Gap, Ready};
+use crate::shared::Shared;
+use crate::vital::Vital;
+
+/// Send to the sockets of this node and of the others.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Publish {
+    /// What.
+    delivery: Arc<Delivery>,
+    /// Who wants to know how far it went.
+    report: Report,
+}
+
+/// Who wants to know how far a publication went.
+pub enum Report {
+    /// Nobody.
+    None,
+    /// Whether it left the node.
+    Sent(oneshot::Sender<Sent>),
+    /// How many sockets of the other nodes it reached.
+    Confirmed(oneshot::Sender<Gathered>),
+}
+
+/// A worker has its first member, or waits for it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Occupied {
+    /// The room.
+    pub room: RoomName,
+    /// The worker.
+    pub worker: usize,
+}
+
+/// A worker has lost its last member.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Vacated {
+    /// The room.
+    pub room: RoomName,
+    /// The worker.
+    pub worker: usize,
+}
+
+/// Close all sockets of the node.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DrainAll;
+
+/// The actor.
+pub struct Node {
+    shared: Arc<Shared>,
+    workers: Workers,
+    rooms: HashMap<RoomName, RoomEntry>,
+    events: Option<mpsc::Receiver<Event>>,
+    _vital: Vital,
+}
+
+#[derive(Default)]
+struct RoomEntry {
+    /// A bit for each worker that has members, or waits for one.
+    workers: u64,
+    /// What is published anywhere is heard.
+    ready: bool,
+}
+
+impl Actor for Node {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        if let Some(events) = self.events.take() {
+            ctx.add_stream(unfold(events, async |mut events| {
+                let event = events.recv().await?;
+                Some((event, events))
+            }));
+        }
+    }
+}
+
+impl Handler<Publish> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Publish { delivery, report }: Publish, ctx: &mut Context<Self>) {
+        self.deliver(&delivery);
+        let cluster = &self.shared.cluster;
+        let publication = delivery.publication().clone();
+        match report {
+            Report::None => {
+                cluster.publish(publication, Some(delivery.permit()));
+            }
+            Report::Sent(reply) => {
+                let _ = reply.send(cluster.publish(publication, Some(delivery.permit())));
+            }
+            Report::Confirmed(reply) => {
+                let confirmed = cluster.publish_confirmed(publication, delivery.permit());
+                ctx.spawn(actix::fut::wrap_future(async move {
+                    let _ = reply.send(confirmed.await);
+                }));
+            }
+        }
+    }
+}
+
+impl Handler<Occupied> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Occupied { room, worker }: Occupied, _: &mut Context<Self>) {
+        let entry = self.rooms.entry(room.clone()).or_default();
+        let first = entry.workers == 0;
+        entry.workers |= 1 << worker;
+        if first {
+            self.shared.load.rooms.fetch_add(1, Ordering::Relaxed);
+            self.shared.cluster.want(room);
+        } else if entry.ready {
+            self.tell_ready(&room, 1 << worker);
+        }
+    }
+}
+
+impl Handler<Vacated> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Vacated { room, worker }: Vacated, _: &mut Context<Self>) {
+        if let Some(entry) = self.rooms.get_mut(&room) {
+            entry.workers &= !(1 << worker);
+            if entry.workers == 0 {
+                self.rooms.remove(&room);
+                self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
+                self.shared.cluster.release(room);
+            }
+        }
+    }
+}
+
+impl Handler<DrainAll> for Node {
+    type Result = ();
+
+    fn handle(&mut self, DrainAll: DrainAll, _: &mut Context<Self>) {
+        for registry in self.workers.all() {
+            registry.do_send(Drain);
+        }
+    }
+}
+
+/// What other nodes want, and what the bus tells.
+impl StreamHandler<Event> for Node {
+    fn handle(&mut self, event: Event, ctx: &mut Context<Self>) {
+        match event {
+            Event::Deliver {
+                publication,
+                origin,
+                responder,
+                permit,
+            } => {
+                let delivery = match responder {
+                    None => Delivery::new(publication, origin, permit),
+                    Some(responder) => {
+                        let (done, count) = oneshot::channel();
+                        ctx.spawn(actix::fut::wrap_future(async move {
+                            responder.respond(Answer::Count(count.await.unwrap_or(0)));
+                        }));
+                        Delivery::counted(publication, origin, permit, done)
+                    }
+                };
+                self.deliver(&delivery);
+            }
+            Event::Request { request, responder } => {
+                let answer = self.workers.ask(request);
+                ctx.spawn(actix::fut::wrap_future(async move {
+                    responder.respond(answer.await);
+                }));
+            }
+            Event::RoomReady(room) => {
+                if let Some(entry) = self.rooms.get_mut(&room) {
+                    entry.ready = true;
+                    let workers = entry.workers;
+                    self.tell_ready(&room, workers);
+                }
+            }
+            Event::Gap { rooms, reason } => {
+                let rooms: Option<Arc<[RoomName]>> = rooms.map(Into::into);
+                let gap = Gap { rooms, reason };
+                for registry in self.workers.all() {
+                    registry.do_send(gap.clone());
+                }
+            }
+        }
+    }
+}
+
+impl Publish {
+    /// A publication of which nobody wants to know how far it went.
+    pub fn quietly(delivery: Arc<Delivery>) -> Self {
+        Self::reported(delivery, Report::None)
+    }
+
+    /// A publication of which somebody does.
+    pub fn reported(delivery: Arc<Delivery>, report: Report) -> Self {
+        Self { delivery, report }
+    }
+}
+
+impl Node {
+    /// The actor of a node. `events` are those of the cluster.
+    pub fn new(shared: Arc<Shared>, workers: Workers, events: mpsc::Receiver<Event>) -> Self {
+        Self {
+            shared,
+            workers,
+            rooms: HashMap::new(),
+            events: Some(events),
+            _vital: Vital("node"),
+        }
+    }
+
+    fn deliver(&self, delivery: &Arc<Delivery>) {
+        let workers = match &delivery.publication().to {
+            Audience::Everyone => u64::MAX,
+            Audience::Room(room) => self.rooms.get(room).map_or(0, |entry| entry.workers),
+        };
+        for registry in self.chosen(workers) {
+            registry.do_send(Deliver(Arc::clone(delivery)));
+        }
+    }
+
+    fn tell_ready(&self, room: &RoomName, workers: u64) {
+        for registry in self.chosen(workers) {
+            registry.do_send(Ready(room.clone()));
+        }
+    }
+
+    fn chosen(
+        &self,
+        workers: u64,
+    ) -> impl Iterator<Item = &actix::Addr<crate::registry::Registry>> {
+        self.workers
+            .all()
+            .enumerate()
+            .filter(move |(index, _)| workers & (1 << index) != 0)
+            .map(|(_, registry)| registry)
+    }
+}

@@ -1,0 +1,570 @@
+//! The actor that knows the sockets and rooms of one worker. What comes for any of them passes here, in
+//! order; it wakes sessions at the times that they asked for.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use actix::fut::ActorFuture;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use proto::client::gap_text;
+use proto::envelope::{
+    Answer, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, Status, Target,
+};
+use proto::{Audience, Close, RoomName, SocketId};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::time::{DelayQueue, delay_queue};
+
+use crate::delivery::{Delivery, payload_frame};
+use crate::node::{Node, Occupied, Vacated};
+use crate::room::{self, OnceTable, Room};
+use crate::session::{Disconnect, Left, SessionRef, Wake};
+use crate::shared::{Shared, now_ms};
+use crate::vital::Vital;
+use crate::websocket::Opcode;
+use crate::websocket::frame::encode;
+
+/// A session is there; it joins its first room, and is open once it has.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Open {
+    /// The session.
+    pub session: SessionRef,
+    /// Its first room.
+    pub room: RoomName,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+}
+
+/// A session is closing or gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Closed(pub SocketId);
+
+/// A session wants to join; it is told `Joined` in time.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Join(pub SocketId, pub RoomName);
+
+/// A session wants to leave; it is told `Left`.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leave(pub SocketId, pub RoomName);
+
+/// A session wants a `Wake` at that time; only its earliest wish counts.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct WakeAt(pub SocketId, pub Instant);
+
+/// What is published to the room, anywhere, is heard from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ready(pub RoomName);
+
+/// A publication for sockets of this worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Deliver(pub Arc<Delivery>);
+
+/// Something may have been missed: in these rooms, or anywhere.
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+pub struct Gap {
+    /// None for anywhere.
+    pub rooms: Option<Arc<[RoomName]>>,
+    /// A word for the client.
+    pub reason: &'static str,
+}
+
+/// A question about sockets and rooms of this worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ask {
+    /// What.
+    pub request: Request,
+    /// Takes the answer.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Close all sockets, evenly over a while.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// The actor.
+pub struct Registry {
+    worker: usize,
+    shared: Arc<Shared>,
+    node: Addr<Node>,
+    sockets: HashMap<SocketId, Socket>,
+    rooms: HashMap<RoomName, RoomEntry>,
+    wakes: DelayQueue<SocketId>,
+    once: OnceTable,
+    _vital: Vital,
+}
+
+struct Socket {
+    session: SessionRef,
+    peer: SocketAddr,
+    connected_at_ms: u64,
+    /// Not before the first room is joined do others see the socket.
+    open: bool,
+    rooms: Vec<RoomName>,
+    wake: Option<delay_queue::Key>,
+}
+
+struct RoomEntry {
+    addr: Addr<Room>,
+    members: usize,
+    ready: bool,
+    waiting: Vec<Waiting>,
+}
+
+/// A socket that joins once the room is ready.
+struct Waiting {
+    id: SocketId,
+    done: Option<Vote>,
+}
+
+/// One of several sockets in a request: the answer goes out when the last has voted.
+#[derive(Clone)]
+struct Vote(Rc<RefCell<Votes>>);
+
+struct Votes {
+    statuses: Vec<(SocketId, Status)>,
+    reply: Option<oneshot::Sender<Answer>>,
+}
+
+/// How often a drain closes a share of the sockets.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+impl Actor for Registry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.spawn(WakeUp);
+    }
+}
+
+impl Handler<Open> for Registry {
+    type Result = ();
+
+    fn handle(
+        &mut self,
+        Open {
+            session,
+            room,
+            peer,
+        }: Open,
+        _: &mut Context<Self>,
+    ) {
+        let id = session.id;
+        let socket = Socket {
+            session,
+            peer,
+            connected_at_ms: now_ms(),
+            open: false,
+            rooms: Vec::with_capacity(1),
+            wake: None,
+        };
+        self.sockets.insert(id, socket);
+        self.join(id, room, None);
+    }
+}
+
+impl Handler<Closed> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Closed(id): Closed, _: &mut Context<Self>) {
+        let Some(socket) = self.sockets.remove(&id) else {
+            return;
+        };
+        if let Some(wake) = &socket.wake {
+            self.wakes.try_remove(wake);
+        }
+        for room in &socket.rooms {
+            self.remove_member(room, id);
+        }
+    }
+}
+
+impl Handler<Join> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Join(id, room): Join, _: &mut Context<Self>) {
+        self.join(id, room, None);
+    }
+}
+
+impl Handler<Leave> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Leave(id, room): Leave, _: &mut Context<Self>) {
+        self.leave(id, &room);
+    }
+}
+
+impl Handler<WakeAt> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, WakeAt(id, at): WakeAt, _: &mut Context<Self>) {
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            return;
+        };
+        match &socket.wake {
+            Some(wake) if self.wakes.deadline(wake) <= at => {}
+            Some(wake) => self.wakes.reset_at(wake, at),
+            None => socket.wake = Some(self.wakes.insert_at(id, at)),
+        }
+    }
+}
+
+impl Handler<Ready> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Ready(room): Ready, _: &mut Context<Self>) {
+        let Some(entry) = self.rooms.get_mut(&room) else {
+            return;
+        };
+        entry.ready = true;
+        for Waiting { id, done } in std::mem::take(&mut entry.waiting) {
+            self.admit(id, &room, done);
+        }
+        self.close_if_empty(&room);
+    }
+}
+
+impl Handler<Deliver> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Deliver(delivery): Deliver, _: &mut Context<Self>) {
+        match &delivery.publication().to {
+            Audience::Room(name) => {
+                let now = Instant::now();
+                let Some(entry) = self.rooms.get(name) else {
+                    return;
+                };
+                let once = delivery.once().map(|send| self.once.get(send, now));
+                entry.addr.do_send(room::Deliver { delivery, once });
+            }
+            Audience::Everyone => {
+                let mut reached = 0;
+                for (id, socket) in &self.sockets {
+                    let wanted = socket.open && !delivery.excludes(*id);
+                    if wanted && socket.session.offer(delivery.frame()) {
+                        reached += 1;
+                    }
+                }
+                delivery.count(reached);
+            }
+        }
+    }
+}
+
+impl Handler<Gap> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Gap { rooms, reason }: Gap, _: &mut Context<Self>) {
+        match rooms {
+            Some(rooms) => {
+                for entry in rooms.iter().filter_map(|room| self.rooms.get(room)) {
+                    entry.addr.do_send(room::Gap(reason));
+                }
+            }
+            None => {
+                let frame = encode(Opcode::Text, gap_text(None, reason).as_bytes());
+                for socket in self.sockets.values() {
+                    if socket.open && socket.session.native {
+                        socket.session.offer(&frame);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Handler<Ask> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Ask { request, reply }: Ask, _: &mut Context<Self>) {
+        let answer = match request {
+            Request::Emit { to, payload, from } => {
+                let frame = payload_frame(&payload, None, from);
+                self.statuses(to, |session| session.emit(&frame))
+            }
+            Request::Disconnect {
+                target: Target::Sockets(ids),
+                close,
+                after_ms,
+            } => {
+                let disconnect = Disconnect::after(close, after_ms);
+                self.statuses(ids, |session| {
+                    session.addr.do_send(disconnect.clone());
+                    Status::Delivered
+                })
+            }
+            Request::Disconnect {
+                target: Target::Room(room),
+                close,
+                after_ms,
+            } => {
+                let disconnect = Disconnect::after(close, after_ms);
+                let Some(entry) = self.rooms.get(&room) else {
+                    let _ = reply.send(Answer::Count(0));
+                    return;
+                };
+                return entry
+                    .addr
+                    .do_send(room::DisconnectAll { disconnect, reply });
+            }
+            Request::Sockets(query) => {
+                let Some(entry) = self.rooms.get(&query.room) else {
+                    let _ = reply.send(Answer::Sockets(SocketsPage::default()));
+                    return;
+                };
+                return entry.addr.do_send(room::List { query, reply });
+            }
+            Request::Join { to, room } => {
+                let vote = Vote::new(reply);
+                for id in to {
+                    self.join(id, room.clone(), Some(vote.clone()));
+                }
+                return;
+            }
+            Request::Leave { to, room } => Answer::Statuses(
+                to.into_iter()
+                    .map(|id| (id, self.leave(id, &room)))
+                    .collect(),
+            ),
+            Request::Socket(id) => Answer::Socket(self.describe(id)),
+            Request::Rooms(query) => Answer::Rooms(self.page(&query)),
+            Request::Probe | Request::NotSubscribed(_) => Answer::Pong,
+        };
+        let _ = reply.send(answer);
+    }
+}
+
+impl Handler<Drain> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Drain: Drain, ctx: &mut Context<Self>) {
+        let drain = &self.shared.config.drain;
+        let ticks = drain.window.div_duration_f64(DRAIN_TICK).ceil().max(1.0) as usize;
+        let reconnect_max = drain.reconnect_max;
+        let mut ids: Vec<_> = self.sockets.keys().copied().collect();
+        let mut left = ticks;
+        ctx.run_interval(DRAIN_TICK, move |registry, _| {
+            // Whoever came through the door in the last moment is closed with the last share.
+            if left <= 1 {
+                ids = registry.sockets.keys().copied().collect();
+            }
+            let share = ids.len().div_ceil(left.max(1));
+            for id in ids.split_off(ids.len() - share) {
+                if let Some(socket) = registry.sockets.get(&id) {
+                    let reconnect_in = reconnect_max.mul_f64(rand::random());
+                    let goodbye = Disconnect::for_restart(Close::RESTART, reconnect_in);
+                    socket.session.addr.do_send(goodbye);
+                }
+            }
+            left = left.saturating_sub(1);
+        });
+    }
+}
+
+impl Registry {
+    /// The registry of a worker without sockets.
+    pub fn new(worker: usize, shared: Arc<Shared>, node: Addr<Node>) -> Self {
+        Self {
+            worker,
+            shared,
+            node,
+            sockets: HashMap::new(),
+            rooms: HashMap::new(),
+            wakes: DelayQueue::new(),
+            once: OnceTable::default(),
+            _vital: Vital("registry"),
+        }
+    }
+
+    fn join(&mut self, id: SocketId, room: RoomName, done: Option<Vote>) {
+        let rooms_max = self.shared.config.sockets.rooms_per_socket;
+        let refused = match self.sockets.get(&id) {
+            // The socket of a session that joins its first room is not open yet.
+            Some(socket) if !socket.open && done.is_some() => Some(Status::NotFound),
+            Some(socket) if socket.rooms.contains(&room) => Some(Status::Delivered),
+            Some(socket) if socket.rooms.len() >= rooms_max => Some(Status::Dropped),
+            Some(_) => None,
+            None => Some(Status::NotFound),
+        };
+        if let Some(status) = refused {
+            if let Some(done) = done {
+                done.vote(id, status);
+            }
+            return;
+        }
+        let (node, worker) = (&self.node, self.worker);
+        let entry = self.rooms.entry(room.clone()).or_insert_with(|| {
+            node.do_send(Occupied {
+                room: room.clone(),
+                worker,
+            });
+            RoomEntry {
+                addr: Room::new(room.clone()).start(),
+                members: 0,
+                ready: false,
+                waiting: Vec::new(),
+            }
+        });
+        if entry.ready {
+            self.admit(id, &room, done);
+        } else {
+            entry.waiting.push(Waiting { id, done });
+        }
+    }
+
+    /// The room is ready; the socket may be gone, or in it by another way.
+    fn admit(&mut self, id: SocketId, room: &RoomName, done: Option<Vote>) {
+        let socket = self.sockets.get_mut(&id);
+        let entry = self.rooms.get_mut(room);
+        let status = match (socket, entry) {
+            (Some(socket), Some(entry)) => {
+                if !socket.rooms.contains(room) {
+                    socket.open = true;
+                    socket.rooms.push(room.clone());
+                    entry.members += 1;
+                    entry.addr.do_send(room::Add(socket.session.clone()));
+                }
+                Status::Delivered
+            }
+            _ => Status::NotFound,
+        };
+        if let Some(done) = done {
+            done.vote(id, status);
+        }
+    }
+
+    fn leave(&mut self, id: SocketId, room: &RoomName) -> Status {
+        let Some(socket) = self.sockets.get_mut(&id).filter(|socket| socket.open) else {
+            return Status::NotFound;
+        };
+        match socket.rooms.iter().position(|joined| joined == room) {
+            Some(index) => {
+                socket.rooms.remove(index);
+                self.remove_member(room, id);
+            }
+            // Nothing to leave, but the session may wait for the word.
+            None => socket.session.addr.do_send(Left(room.clone())),
+        }
+        Status::Delivered
+    }
+
+    fn remove_member(&mut self, room: &RoomName, id: SocketId) {
+        if let Some(entry) = self.rooms.get_mut(room) {
+            entry.members -= 1;
+            entry.addr.do_send(room::Remove(id));
+            self.close_if_empty(room);
+        }
+    }
+
+    fn close_if_empty(&mut self, room: &RoomName) {
+        let empty = |entry: &RoomEntry| entry.members == 0 && entry.waiting.is_empty();
+        if self.rooms.get(room).is_some_and(empty) {
+            self.rooms.remove(room);
+            self.node.do_send(Vacated {
+                room: room.clone(),
+                worker: self.worker,
+            });
+        }
+    }
+
+    fn statuses(&self, ids: Vec<SocketId>, act: impl Fn(&SessionRef) -> Status) -> Answer {
+        let status = |id: &SocketId| match self.sockets.get(id) {
+            Some(socket) if socket.open => act(&socket.session),
+            _ => Status::NotFound,
+        };
+        Answer::Statuses(ids.into_iter().map(|id| (id, status(&id))).collect())
+    }
+
+    fn describe(&self, id: SocketId) -> Option<SocketInfo> {
+        let socket = self.sockets.get(&id).filter(|socket| socket.open)?;
+        Some(SocketInfo {
+            id,
+            rooms: socket.rooms.clone(),
+            user: None,
+            connected_at_ms: socket.connected_at_ms,
+            remote_addr: socket.peer.to_string(),
+            queued_bytes: socket.session.queued_bytes() as u64,
+        })
+    }
+
+    fn page(&self, query: &RoomsQuery) -> RoomsPage {
+        let mut rooms: Vec<_> = self
+            .rooms
+            .iter()
+            .filter(|(name, entry)| {
+                let name = name.as_str();
+                entry.members > 0 && name.starts_with(&query.prefix) && name > query.after.as_str()
+            })
+            .map(|(name, entry)| (name.clone(), entry.members as u64))
+            .collect();
+        rooms.sort_unstable();
+        let more = rooms.len() > query.limit;
+        rooms.truncate(query.limit);
+        RoomsPage { rooms, more }
+    }
+}
+
+impl Vote {
+    fn new(reply: oneshot::Sender<Answer>) -> Self {
+        Self(Rc::new(RefCell::new(Votes {
+            statuses: Vec::new(),
+            reply: Some(reply),
+        })))
+    }
+
+    fn vote(self, id: SocketId, status: Status) {
+        self.0.borrow_mut().statuses.push((id, status));
+    }
+}
+
+impl Drop for Votes {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(Answer::Statuses(std::mem::take(&mut self.statuses)));
+        }
+    }
+}
+
+/// Wakes the sessions whose time has come.
+struct WakeUp;
+
+impl ActorFuture<Registry> for WakeUp {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        registry: &mut Registry,
+        ctx: &mut Context<Registry>,
+        task: &mut std::task::Context<'_>,
+    ) -> Poll<()> {
+        while let Poll::Ready(Some(expired)) = registry.wakes.poll_expired(task) {
+            let id = expired.into_inner();
+            if let Some(socket) = registry.sockets.get_mut(&id) {
+                socket.wake = None;
+                // A session that ended without a word, by a panic, is found here at the latest.
+                if socket.session.addr.connected() {
+                    socket.session.addr.do_send(Wake);
+                } else {
+                    ctx.notify(Closed(id));
+                }
+            }
+        }
+        Poll::Pending
+    }
+}

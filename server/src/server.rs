@@ -1,0 +1,281 @@
+//! Puts a node together and runs it: bus, node actor, workers, listener; and takes it down again.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use actix::{AsyncContext, Context};
+use anyhow::Context as _;
+use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use proto::NodeId;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::app::Unisono;
+use crate::ask::Workers;
+use crate::config::Config;
+use crate::node::{DrainAll, Node};
+use crate::shared::{Counts, Shared, now_ms};
+use crate::vital::EXIT_SOFTWARE;
+use crate::worker::{self, Connection};
+
+/// A node that runs.
+pub struct Server {
+    app: Unisono,
+}
+
+/// How often a drain looks whether the last socket is gone.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// The wait after a failure to accept, which is most often a want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Messages that a bus without other nodes takes; it takes any.
+const ALONE_PAYLOAD_MAX: usize = usize::MAX;
+
+impl Server {
+    /// Starts a node that serves on `listener`. Must be called in an actix system.
+    ///
+    /// # Errors
+    ///
+    /// When a file that the configuration names cannot be read, or the listener not be used.
+    pub async fn start(config: Config, listener: TcpListener) -> anyhow::Result<Self> {
+        let nats = nats_config(&config)?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let node_id = NodeId::new(rand::random());
+        let started_at_ms = now_ms();
+        let counts = Arc::new(Counts::default());
+        let bytes = u32::try_from(config.sockets.inflight_bytes);
+        let budget = Budget::new(bytes.context("sockets.inflight_bytes")?);
+        let name = node_name(&config);
+        let loaded = Arc::clone(&counts);
+        let (cluster, cluster_node, events) = cluster::start(
+            cluster_config(&config, node_id, name.clone(), started_at_ms),
+            budget.clone(),
+            move || Load {
+                sockets: loaded.sockets.load(Ordering::Relaxed) as u64,
+                rooms: loaded.rooms.load(Ordering::Relaxed) as u64,
+                draining: loaded.draining.load(Ordering::Relaxed),
+            },
+        );
+        run_bus(
+            cluster_node,
+            nats.map(|nats| NatsConfig {
+                client_name: format!("unisono {node_id}"),
+                ..nats
+            }),
+        )?;
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(64),
+            workers => workers,
+        };
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let prometheus = recorder.handle();
+        // A second node in one process, as in tests, shares the first one's.
+        let _ = metrics::set_global_recorder(recorder);
+        let shared = Arc::new(Shared {
+            config,
+            node: node_id,
+            cluster,
+            budget,
+            load: counts,
+            name,
+            started_at_ms,
+            prometheus,
+            once: AtomicU64::new(1),
+            bus_away: Mutex::new(None),
+        });
+        let node_context = Context::new();
+        let node = node_context.address();
+        let mut running = Vec::new();
+        for index in 0..workers {
+            running.push(worker::start(index, Arc::clone(&shared), node.clone()).await);
+        }
+        let registries = running.iter().map(|worker| worker.registry.clone());
+        let workers = Workers::new(registries.collect());
+        node_context.run(Node::new(Arc::clone(&shared), workers.clone(), events));
+        let app = Unisono {
+            shared,
+            node,
+            workers,
+        };
+        let mut doors = Vec::new();
+        for worker in running {
+            let _ = worker.open.send(app.clone());
+            doors.push(worker.connections);
+            // The thread lives on without its handle.
+            drop(worker.arbiter);
+        }
+        actix_rt::spawn(accept(listener, doors, Arc::clone(&app.shared)));
+        Ok(Self { app })
+    }
+
+    /// The node's id.
+    pub fn node(&self) -> NodeId {
+        self.app.shared.node
+    }
+
+    /// The handle for applications.
+    pub fn app(&self) -> Unisono {
+        self.app.clone()
+    }
+
+    /// Takes the node out of service: not ready at once, then, after `drain.delay`, the sockets are
+    /// closed over `drain.window`; what is on its way to other nodes is written out.
+    pub async fn drain(&self) {
+        let shared = &self.app.shared;
+        let drain = &shared.config.drain;
+        shared.load.draining.store(true, Ordering::Relaxed);
+        let sockets = || shared.load.sockets.load(Ordering::Relaxed);
+        info!(sockets = sockets(), "draining");
+        tokio::time::sleep(drain.delay).await;
+        self.app.node.do_send(DrainAll);
+        let limit = drain.window + 2 * shared.config.sockets.close_timeout;
+        let empty = async {
+            while sockets() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        if tokio::time::timeout(limit, empty).await.is_err() {
+            warn!(
+                sockets = sockets(),
+                "sockets are left at the end of the drain"
+            );
+        }
+        shared.cluster.leave().await;
+        info!("drained");
+    }
+}
+
+/// Gives each connection to the worker whose turn it is. What is above `sockets.connections` is closed.
+async fn accept(
+    listener: tokio::net::TcpListener,
+    doors: Vec<mpsc::Sender<Connection>>,
+    shared: Arc<Shared>,
+) {
+    let turn = AtomicUsize::new(0);
+    loop {
+        let accepted = match listener.accept().await {
+            Ok((stream, peer)) => stream.into_std().map(|stream| (stream, peer)),
+            Err(error) => Err(error),
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
+            metrics::counter!("unisono_connections_refused_total").increment(1);
+            continue;
+        };
+        let door = &doors[turn.fetch_add(1, Ordering::Relaxed) % doors.len()];
+        if door.send(Connection { stream, peer, slot }).await.is_err() {
+            error!("a worker is gone; the node stops");
+            std::process::exit(EXIT_SOFTWARE);
+        }
+    }
+}
+
+/// Runs the node's side of the bus on a thread of its own.
+fn run_bus(node: cluster::Node, nats: Option<NatsConfig>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let run = async move || match nats {
+        None => node.run(MemoryHub::new(ALONE_PAYLOAD_MAX).connect()).await,
+        Some(config) => match NatsBus::connect(config).await {
+            Ok(bus) => node.run(bus).await,
+            Err(error) => error!(%error, "no bus"),
+        },
+    };
+    std::thread::Builder::new()
+        .name("bus".to_owned())
+        .spawn(move || {
+            let local = tokio::task::LocalSet::new();
+            let body = std::panic::AssertUnwindSafe(|| local.block_on(&runtime, run()));
+            let _ = std::panic::catch_unwind(body);
+            error!("the bus thread ended; the node stops");
+            std::process::exit(EXIT_SOFTWARE);
+        })?;
+    Ok(())
+}
+
+fn cluster_config(
+    config: &Config,
+    node: NodeId,
+    name: String,
+    started_at_ms: u64,
+) -> cluster::Config {
+    let settings = &config.cluster;
+    cluster::Config {
+        cluster: settings.name.clone(),
+        node,
+        name,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at_ms,
+        alone: settings.nats.is_empty(),
+        heartbeat_interval: settings.heartbeat_interval,
+        node_timeout: settings.node_timeout,
+        bus_timeout: settings.bus_timeout,
+        call_timeout: settings.call_timeout,
+        room_linger: settings.room_linger,
+        queue_messages_max: settings.queue_messages,
+    }
+}
+
+fn nats_config(config: &Config) -> anyhow::Result<Option<NatsConfig>> {
+    let settings = &config.cluster;
+    if settings.nats.is_empty() {
+        return Ok(None);
+    }
+    let set = |path: &std::path::Path| !path.as_os_str().is_empty();
+    let read = |path: &std::path::Path| {
+        let text = std::fs::read_to_string(path);
+        text.with_context(|| format!("cannot read {}", path.display()))
+    };
+    let line = |path| read(path).map(|text| text.trim().to_owned());
+    let auth = if set(&settings.nats_credentials_file) {
+        NatsAuth::Credentials(read(&settings.nats_credentials_file)?)
+    } else if set(&settings.nats_token_file) {
+        NatsAuth::Token(line(&settings.nats_token_file)?)
+    } else if !settings.nats_user.is_empty() {
+        let password = line(&settings.nats_password_file)?;
+        NatsAuth::UserPassword(settings.nats_user.clone(), password)
+    } else {
+        NatsAuth::None
+    };
+    Ok(Some(NatsConfig {
+        servers: settings.nats.clone(),
+        client_name: String::new(),
+        auth,
+        tls_ca: Some(settings.nats_tls_ca.clone()).filter(|path| set(path)),
+        connect_timeout: settings.nats_connect_timeout,
+        ping_interval: settings.bus_timeout,
+        reconnect_delay_max: settings.nats_reconnect_delay_max,
+        subscription_messages_max: settings.subscription_messages,
+    }))
+}
+
+/// The configured name, or that of the machine.
+fn node_name(config: &Config) -> String {
+    if !config.cluster.node_name.is_empty() {
+        return config.cluster.node_name.clone();
+    }
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let machine = machine.unwrap_or_default().trim().to_owned();
+    if machine.is_empty() {
+        "unisono".to_owned()
+    } else {
+        machine
+    }
+}

@@ -1,0 +1,947 @@
+//! The actor of one client connection. It owns the socket: reads frames and does what they ask, queues
+//! what it is handed and writes as fast as the client takes it, and ends when either side is done.
+
+mod outbox;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use actix::fut::ActorFuture;
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
+use bytes::Bytes;
+use cluster::Permit;
+use proto::client::{
+    ClientId, ClientMessage, Command, ErrorCode, Refusal, ack_text, closing_text, error_text,
+    open_text, results_data, room_data,
+};
+use proto::envelope::{Payload, Status};
+use proto::{Audience, Close, Publication, RoomName, SocketId};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tracing::debug;
+
+use crate::delivery::Delivery;
+use crate::node::Publish;
+use crate::registry::{Closed, Join, Leave, Open, WakeAt};
+use crate::rules::{self, ClientEvents, Format, Rule};
+use crate::shared::{Shared, Slot};
+use crate::websocket::frame::{self, encode};
+use crate::websocket::{Decoder, Incoming, Opcode};
+use crate::worker::Worker;
+
+use outbox::Outbox;
+
+/// Frames for the client; they are counted in the session's queue already.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Deliver(pub Bytes);
+
+/// The client reads too slowly: something for it did not fit into its queue.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Overflowed;
+
+/// The socket is a member of the room from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Joined(pub RoomName);
+
+/// The socket is no member of the room.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Left(pub RoomName);
+
+/// The time has come that the session asked for.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wake;
+
+/// Close the connection.
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+pub struct Disconnect {
+    close: Close,
+    after: Duration,
+    /// Announced before the close.
+    reconnect_in: Option<Duration>,
+}
+
+/// What became of an emit of the client's. Comes as a message, because the pump runs after those.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Emitted {
+    id: ClientId,
+    results: Vec<(String, Status)>,
+}
+
+/// A session, as others hold it.
+#[derive(Clone)]
+pub struct SessionRef {
+    /// The socket.
+    pub id: SocketId,
+    /// Whether the client understands the server's own events.
+    pub native: bool,
+    /// The actor.
+    pub addr: Addr<Session>,
+    queue: Arc<Queue>,
+}
+
+/// The bytes that wait for a client, in the mailbox and in the outbox.
+struct Queue {
+    bytes: AtomicUsize,
+    max: usize,
+    overflowed: AtomicBool,
+}
+
+/// What the door knows of a connection that it lets in.
+pub struct Arrival {
+    /// The connection, of which the 101 is still to be written.
+    pub stream: TcpStream,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The answer to the handshake.
+    pub response: Vec<u8>,
+    /// Bytes that came after the handshake.
+    pub rest: Vec<u8>,
+    /// The room of the URL.
+    pub room: RoomName,
+    /// The rule of that room.
+    pub rule: Arc<Rule>,
+    /// Its place among the sockets of the node.
+    pub slot: Slot,
+}
+
+/// The actor.
+pub struct Session {
+    id: SocketId,
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    decoder: Decoder,
+    outbox: Outbox,
+    queue: Arc<Queue>,
+    rule: Arc<Rule>,
+    home: RoomName,
+    rooms: Vec<RoomName>,
+    phase: Phase,
+    /// Input that waits while the session is stalled.
+    carry: Vec<u8>,
+    stall: Option<Stall>,
+    /// Acks that wait for a room.
+    joins: Vec<(RoomName, Option<ClientId>)>,
+    leaves: Vec<(RoomName, Option<ClientId>)>,
+    emits_in_flight: usize,
+    heard: Instant,
+    pinged: Option<Instant>,
+    disconnect: Option<Box<(Instant, Disconnect)>>,
+    wake_at: Option<Instant>,
+    _slot: Slot,
+}
+
+/// Where a session is in its life.
+enum Phase {
+    /// Its first room is not ready. Nothing is read yet.
+    Opening,
+    /// As it should be.
+    Open,
+    /// A Close frame is queued.
+    Closing(Box<Closing>),
+}
+
+/// The end of a session: others do not know it any more, so it keeps its own time.
+struct Closing {
+    deadline: Pin<Box<Sleep>>,
+    /// Nothing that the client may still send matters: it has sent its Close, or nonsense. What comes is
+    /// read all the same, because unread bytes would turn the end into a reset and cost it our Close.
+    deaf: bool,
+    /// Our side of the connection is shut.
+    shut: bool,
+}
+
+/// A publication that waits for its share of the budget. Nothing is read meanwhile.
+struct Stall {
+    publication: Publication,
+    id: Option<ClientId>,
+    permit: Pin<Box<dyn Future<Output = Permit>>>,
+}
+
+/// Reads without a pause for others.
+const READS_PER_TURN: usize = 4;
+
+/// The size of the buffer that all sessions of a worker read into.
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let session = SessionRef {
+            id: self.id,
+            native: self.native(),
+            addr: ctx.address(),
+            queue: Arc::clone(&self.queue),
+        };
+        self.worker.registry.do_send(Open {
+            session,
+            room: self.home.clone(),
+            peer: self.peer,
+        });
+        ctx.spawn(Pump);
+        self.schedule();
+    }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        self.worker.registry.do_send(Closed(self.id));
+        if std::thread::panicking() {
+            // Best effort: the actor is gone after this.
+            let _ = self.stream.try_write(&frame::close(Some(&Close::INTERNAL)));
+        }
+    }
+}
+
+impl Handler<Deliver> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Deliver(frames): Deliver, _: &mut Context<Self>) {
+        if self.is_closing() {
+            self.queue.remove(frames.len());
+        } else {
+            // The pump writes when the mailbox is empty.
+            self.outbox.push(frames);
+        }
+    }
+}
+
+impl Handler<Overflowed> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Overflowed: Overflowed, _: &mut Context<Self>) {
+        self.close_slow();
+    }
+}
+
+impl Handler<Joined> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Joined(room): Joined, _: &mut Context<Self>) {
+        if !self.rooms.contains(&room) {
+            self.rooms.push(room.clone());
+        }
+        if let Phase::Opening = self.phase {
+            self.phase = Phase::Open;
+            self.greet();
+        }
+        for id in take_waiting(&mut self.joins, &room) {
+            self.ack(id.as_ref(), Some(&room_data(&room)));
+        }
+    }
+}
+
+impl Handler<Left> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Left(room): Left, _: &mut Context<Self>) {
+        self.rooms.retain(|joined| *joined != room);
+        for id in take_waiting(&mut self.leaves, &room) {
+            self.ack(id.as_ref(), Some(&room_data(&room)));
+        }
+    }
+}
+
+impl Handler<Disconnect> for Session {
+    type Result = ();
+
+    fn handle(&mut self, disconnect: Disconnect, _: &mut Context<Self>) {
+        if disconnect.after.is_zero() {
+            self.disconnect(&disconnect);
+            return;
+        }
+        let at = Instant::now() + disconnect.after;
+        let earlier = self
+            .disconnect
+            .as_ref()
+            .is_none_or(|planned| at < planned.0);
+        if earlier {
+            self.disconnect = Some(Box::new((at, disconnect)));
+            self.schedule();
+        }
+    }
+}
+
+impl Handler<Wake> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Wake: Wake, _: &mut Context<Self>) {
+        self.wake_at = None;
+        self.on_wake(Instant::now());
+        self.schedule();
+    }
+}
+
+impl Handler<Emitted> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Emitted { id, results }: Emitted, _: &mut Context<Self>) {
+        self.emits_in_flight -= 1;
+        self.ack(Some(&id), Some(&results_data(&results)));
+    }
+}
+
+// === impl SessionRef ===
+
+impl SessionRef {
+    /// Hands frames over. When they do not fit into the client's queue, they are not, and the client, who
+    /// has missed something now, is closed.
+    pub fn offer(&self, frames: &Bytes) -> bool {
+        if self.queue.add(frames.len()) {
+            self.addr.do_send(Deliver(frames.clone()));
+            return true;
+        }
+        if !self.queue.overflowed.swap(true, Ordering::Relaxed) {
+            self.addr.do_send(Overflowed);
+        }
+        false
+    }
+
+    /// As [`SessionRef::offer`], with the word for what became of it.
+    pub fn emit(&self, frame: &Bytes) -> Status {
+        if !self.addr.connected() {
+            Status::NotFound
+        } else if self.offer(frame) {
+            Status::Delivered
+        } else {
+            Status::Dropped
+        }
+    }
+
+    /// Bytes that wait for the client.
+    pub fn queued_bytes(&self) -> usize {
+        self.queue.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Queue {
+    /// Counts bytes, if there is room. One message alone fits always.
+    fn add(&self, bytes: usize) -> bool {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + bytes <= self.max;
+        if !fits {
+            self.remove(bytes);
+        }
+        fits
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+// === impl Disconnect ===
+
+impl Disconnect {
+    /// What an application asked for.
+    pub fn after(close: Close, after_ms: u64) -> Self {
+        Self {
+            close,
+            after: Duration::from_millis(after_ms),
+            reconnect_in: None,
+        }
+    }
+
+    /// The node is about to stop.
+    pub fn for_restart(close: Close, reconnect_in: Duration) -> Self {
+        Self {
+            close,
+            after: Duration::ZERO,
+            reconnect_in: Some(reconnect_in),
+        }
+    }
+}
+
+// === impl Session: life ===
+
+impl Session {
+    /// Starts the session of a client that the door let in.
+    pub fn start_on(worker: Rc<Worker>, arrival: Arrival) {
+        let sockets = &worker.shared.config.sockets;
+        let queue = Arc::new(Queue {
+            bytes: AtomicUsize::new(0),
+            max: sockets.queue_bytes,
+            overflowed: AtomicBool::new(false),
+        });
+        let mut session = Self {
+            id: SocketId::new(worker.shared.node, worker.index, rand::random()),
+            decoder: Decoder::new(sockets.message_bytes),
+            outbox: Outbox::default(),
+            queue,
+            stream: arrival.stream,
+            peer: arrival.peer,
+            rule: arrival.rule,
+            home: arrival.room,
+            rooms: Vec::new(),
+            phase: Phase::Opening,
+            carry: arrival.rest,
+            stall: None,
+            joins: Vec::new(),
+            leaves: Vec::new(),
+            emits_in_flight: 0,
+            heard: Instant::now(),
+            pinged: None,
+            disconnect: None,
+            wake_at: None,
+            _slot: arrival.slot,
+            worker,
+        };
+        session.push(arrival.response.into());
+        session.start();
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.worker.shared
+    }
+
+    fn native(&self) -> bool {
+        self.rule.format == Format::Json
+    }
+
+    fn greet(&mut self) {
+        let settings = &self.shared().config.sockets;
+        if self.native() && settings.greeting {
+            let interval = settings.ping_interval.as_secs_f64();
+            let text = open_text(self.id, &self.home, self.shared().node, interval);
+            self.send_text(&text);
+        }
+    }
+
+    fn disconnect(&mut self, disconnect: &Disconnect) {
+        if let (true, Phase::Open, Some(reconnect_in)) =
+            (self.native(), &self.phase, disconnect.reconnect_in)
+        {
+            let close = &disconnect.close;
+            let reconnect_in_ms = reconnect_in.as_millis() as u64;
+            let text = closing_text(close.code, &close.reason, reconnect_in_ms);
+            self.send_text(&text);
+        }
+        self.close(&disconnect.close);
+    }
+
+    /// Says goodbye: after what is queued, a Close frame. From now on the socket is no more, for others.
+    fn close(&mut self, close: &Close) {
+        self.close_with(frame::close(Some(close)), false);
+        debug!(socket = %self.id, code = close.code, "closing");
+    }
+
+    fn close_with(&mut self, frame: Bytes, deaf: bool) {
+        if self.is_closing() {
+            return;
+        }
+        // Past every limit: it is the last.
+        self.queue.bytes.fetch_add(frame.len(), Ordering::Relaxed);
+        self.outbox.push(frame);
+        let timeout = self.shared().config.sockets.close_timeout;
+        self.phase = Phase::Closing(Box::new(Closing {
+            deadline: Box::pin(tokio::time::sleep(timeout)),
+            deaf,
+            shut: false,
+        }));
+        self.worker.registry.do_send(Closed(self.id));
+        self.stall = None;
+        self.carry = Vec::new();
+    }
+
+    /// The client will not read what is queued in time: it gets no more than it has begun to take.
+    fn close_slow(&mut self) {
+        if !self.is_closing() {
+            let dropped = self.outbox.drop_unwritten();
+            self.queue.remove(dropped);
+            self.close(&Close::SLOW);
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_))
+    }
+
+    /// When the session has to look at its clock next.
+    fn next_deadline(&self) -> Instant {
+        let settings = &self.shared().config.sockets;
+        let alive = match self.pinged {
+            Some(pinged) => pinged + settings.pong_timeout,
+            None => self.heard + settings.ping_interval,
+        };
+        let blocked = self.outbox.blocked_since();
+        let written = blocked.map(|since| since + settings.write_timeout);
+        let disconnect = self.disconnect.as_ref().map(|planned| planned.0);
+        [written, disconnect]
+            .into_iter()
+            .flatten()
+            .fold(alive, Instant::min)
+    }
+
+    /// Asks to be woken, unless that happens early enough anyway.
+    fn schedule(&mut self) {
+        if self.is_closing() {
+            return;
+        }
+        let at = self.next_deadline();
+        if self.wake_at.is_none_or(|planned| at < planned) {
+            self.wake_at = Some(at);
+            self.worker.registry.do_send(WakeAt(self.id, at));
+        }
+    }
+
+    fn on_wake(&mut self, now: Instant) {
+        if self.is_closing() {
+            return;
+        }
+        let worker = Rc::clone(&self.worker);
+        let settings = &worker.shared.config.sockets;
+        if let Some(planned) = self.disconnect.take_if(|planned| planned.0 <= now) {
+            return self.disconnect(&planned.1);
+        }
+        let stuck = |since| now >= since + settings.write_timeout;
+        if self.outbox.blocked_since().is_some_and(stuck) {
+            return self.close_slow();
+        }
+        match self.pinged {
+            Some(pinged) if self.heard > pinged => self.pinged = None,
+            Some(pinged) if now >= pinged + settings.pong_timeout => {
+                return self.close(&Close::NO_PONG);
+            }
+            _ => {}
+        }
+        if self.pinged.is_none() && now >= self.heard + settings.ping_interval {
+            self.pinged = Some(now);
+            self.push(encode(Opcode::Ping, b""));
+        }
+    }
+}
+
+fn take_waiting(
+    waiting: &mut Vec<(RoomName, Option<ClientId>)>,
+    room: &RoomName,
+) -> Vec<Option<ClientId>> {
+    waiting
+        .extract_if(.., |(name, _)| name == room)
+        .map(|(_, id)| id)
+        .collect()
+}
+
+// === impl Session: what clients ask ===
+
+impl Session {
+    fn on_incoming(&mut self, incoming: Incoming<'_>, ctx: &mut Context<Self>) {
+        match incoming {
+            Incoming::Text(text) if self.native() => self.on_text(&text, ctx),
+            Incoming::Text(text) => {
+                self.on_client_event(None, Payload::Text(text.into_owned().into()));
+            }
+            Incoming::Binary(_) if self.native() => self.refuse(Refusal {
+                id: None,
+                code: ErrorCode::BadMessage,
+                message: "messages are text frames".to_owned(),
+                event: None,
+            }),
+            Incoming::Binary(bytes) => {
+                self.on_client_event(None, Payload::Binary(bytes.into_owned().into()));
+            }
+            Incoming::Ping(payload) => self.push(encode(Opcode::Pong, &payload)),
+            Incoming::Pong => self.pinged = None,
+            Incoming::Close(close) => {
+                // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
+                let echo = close.map(|close| Close {
+                    reason: "".into(),
+                    ..close
+                });
+                self.close_with(frame::close(echo.as_ref()), true);
+            }
+        }
+    }
+
+    fn on_text(&mut self, text: &str, ctx: &mut Context<Self>) {
+        let ClientMessage { id, command } = match ClientMessage::parse(text) {
+            Ok(message) => message,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        let done = match command {
+            Command::Event { name, data } => {
+                self.on_client_event(id, Payload::Event { name, data });
+                return;
+            }
+            Command::Join(room) => self.on_join(room, id.clone()),
+            Command::Leave(room) => self.on_leave(room, id.clone()),
+            Command::Publish { room, name, data } => {
+                self.on_publish(room, Payload::Event { name, data }, id.clone())
+            }
+            Command::Emit { to, name, data } => {
+                self.on_emit(to, Payload::Event { name, data }, id.clone(), ctx)
+            }
+            Command::Ping(data) => {
+                let data = data
+                    .as_ref()
+                    .and_then(|data| std::str::from_utf8(data).ok());
+                self.ack(id.as_ref(), data);
+                return;
+            }
+        };
+        if let Err((code, message)) = done {
+            self.refuse(Refusal {
+                id,
+                code,
+                message: message.to_owned(),
+                event: None,
+            });
+        }
+    }
+
+    /// An event of the application's own, or a bare frame: for the room of the URL.
+    fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload) {
+        let event = match &payload {
+            Payload::Event { name, .. } => Some(name.to_string()),
+            Payload::Text(_) | Payload::Binary(_) => None,
+        };
+        let refusal = |id, code, message: &str| Refusal {
+            id,
+            code,
+            message: message.to_owned(),
+            event: event.clone(),
+        };
+        let except = match self.rule.client_events {
+            ClientEvents::Relay => vec![self.id],
+            ClientEvents::Echo => Vec::new(),
+            // Handled, by an application that is not there yet.
+            ClientEvents::Forward => return self.ack(id.as_ref(), Some("{}")),
+            ClientEvents::Deny => {
+                let message = "clients send no events here";
+                return self.refuse(refusal(id, ErrorCode::Forbidden, message));
+            }
+        };
+        if !self.rooms.contains(&self.home) {
+            let message = "not a member of the room of the URL any more";
+            return self.refuse(refusal(id, ErrorCode::NotJoined, message));
+        }
+        let publication = Publication {
+            from: Some(self.id),
+            except,
+            ..Publication::new(Audience::Room(self.home.clone()), payload)
+        };
+        self.publish(publication, id);
+    }
+
+    fn on_join(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
+        let rule = self.find_rule(&room)?;
+        if !rule.join.by_client() {
+            return Err((ErrorCode::Forbidden, "clients may not join this room"));
+        }
+        if self.rooms.contains(&room) {
+            self.ack(id.as_ref(), Some(&room_data(&room)));
+            return Ok(());
+        }
+        if self.rooms.len() + self.joins.len() >= self.shared().config.sockets.rooms_per_socket {
+            return Err((ErrorCode::Forbidden, "this socket is in too many rooms"));
+        }
+        self.joins.push((room.clone(), id));
+        self.worker.registry.do_send(Join(self.id, room));
+        Ok(())
+    }
+
+    fn on_leave(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
+        let Some(index) = self.rooms.iter().position(|joined| *joined == room) else {
+            return Err((ErrorCode::NotJoined, "not a member of this room"));
+        };
+        self.rooms.remove(index);
+        self.leaves.push((room.clone(), id));
+        self.worker.registry.do_send(Leave(self.id, room));
+        Ok(())
+    }
+
+    fn on_publish(
+        &mut self,
+        room: RoomName,
+        payload: Payload,
+        id: Option<ClientId>,
+    ) -> Result<(), Denied> {
+        match self.find_rule(&room)?.publish {
+            rules::Publish::Anyone => {}
+            rules::Publish::Members if self.rooms.contains(&room) => {}
+            rules::Publish::Members => {
+                return Err((ErrorCode::NotJoined, "only members publish to this room"));
+            }
+            rules::Publish::None => {
+                return Err((ErrorCode::Forbidden, "clients may not publish to this room"));
+            }
+        }
+        let publication = Publication {
+            from: Some(self.id),
+            except: vec![self.id],
+            ..Publication::new(Audience::Room(room), payload)
+        };
+        self.publish(publication, id);
+        Ok(())
+    }
+
+    fn on_emit(
+        &mut self,
+        to: Vec<String>,
+        payload: Payload,
+        id: Option<ClientId>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), Denied> {
+        if !self.rule.emit {
+            return Err((ErrorCode::Forbidden, "clients may not emit here"));
+        }
+        if to.len() > self.shared().config.sockets.emit_ids {
+            return Err((ErrorCode::BadMessage, "too many ids in `to`"));
+        }
+        if !self.shared().cluster.fits(payload.len() + to.len() * 20) {
+            return Err((ErrorCode::TooLarge, "more than the bus takes"));
+        }
+        let results = self.worker.app.emit(to, payload, Some(self.id));
+        if let Some(id) = id {
+            self.emits_in_flight += 1;
+            let session = ctx.address();
+            actix_rt::spawn(async move {
+                let results = results.await;
+                session.do_send(Emitted { id, results });
+            });
+        }
+        Ok(())
+    }
+
+    fn find_rule(&self, room: &RoomName) -> Result<Arc<Rule>, Denied> {
+        let rules = &self.shared().config.rules;
+        let rule = rules.find(room).cloned();
+        rule.ok_or((ErrorCode::BadRoom, "there is no such room"))
+    }
+
+    /// Sends a publication on its way, now or when the budget has room for it.
+    fn publish(&mut self, publication: Publication, id: Option<ClientId>) {
+        if !self.shared().cluster.fits(publication.payload.len()) {
+            return self.refuse(Refusal {
+                id,
+                code: ErrorCode::TooLarge,
+                message: "more than the bus takes".to_owned(),
+                event: None,
+            });
+        }
+        let budget = self.shared().budget.clone();
+        let bytes = publication.payload.len();
+        match budget.try_acquire(bytes) {
+            Some(permit) => self.published(publication, id.as_ref(), permit),
+            None => {
+                self.stall = Some(Stall {
+                    publication,
+                    id,
+                    permit: Box::pin(async move { budget.acquire(bytes).await }),
+                });
+            }
+        }
+    }
+
+    fn published(&mut self, publication: Publication, id: Option<&ClientId>, permit: Permit) {
+        let delivery = Delivery::new(publication, self.shared().node, permit);
+        self.worker.app.node.do_send(Publish::quietly(delivery));
+        self.ack(id, Some("{}"));
+    }
+}
+
+/// Why a rule says no.
+type Denied = (ErrorCode, &'static str);
+
+// === impl Session: sending ===
+
+impl Session {
+    fn ack(&mut self, id: Option<&ClientId>, data: Option<&str>) {
+        if let Some(id) = id {
+            self.send_text(&ack_text(id, data));
+        }
+    }
+
+    /// Raw clients are not told: they understand no events of the server's.
+    fn refuse(&mut self, refusal: Refusal) {
+        if self.native() {
+            self.send_text(&error_text(&refusal));
+        }
+    }
+
+    fn send_text(&mut self, text: &str) {
+        self.push(encode(Opcode::Text, text.as_bytes()));
+    }
+
+    /// Queues a frame of the session's own.
+    fn push(&mut self, frame: Bytes) {
+        if self.is_closing() {
+            return;
+        }
+        if self.queue.add(frame.len()) {
+            self.outbox.push(frame);
+        } else {
+            self.close_slow();
+        }
+    }
+}
+
+// === reading and writing ===
+
+/// Drives the connection whenever the actor is polled: after each message, and when the socket is ready.
+struct Pump;
+
+impl ActorFuture<Session> for Pump {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        session: &mut Session,
+        ctx: &mut Context<Session>,
+        task: &mut std::task::Context<'_>,
+    ) -> Poll<()> {
+        if session.drive(ctx, task).is_err() {
+            ctx.stop();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+/// The connection is over.
+struct Gone;
+
+impl Session {
+    fn drive(
+        &mut self,
+        ctx: &mut Context<Self>,
+        task: &mut std::task::Context<'_>,
+    ) -> Result<(), Gone> {
+        self.write(task)?;
+        if let Phase::Opening = self.phase {
+            return Ok(());
+        }
+        self.read(ctx, task)?;
+        self.write(task)?;
+        if let Phase::Closing(closing) = &mut self.phase {
+            if closing.deadline.as_mut().poll(task).is_ready() {
+                return Err(Gone);
+            }
+            if closing.deaf && !closing.shut && self.outbox.is_empty() {
+                closing.shut = match Pin::new(&mut self.stream).poll_shutdown(task) {
+                    Poll::Ready(result) => result.is_ok(),
+                    Poll::Pending => false,
+                };
+            }
+        } else if self.outbox.blocked_since().is_some() {
+            self.schedule();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, task: &mut std::task::Context<'_>) -> Result<(), Gone> {
+        let written = self
+            .outbox
+            .write(&mut self.stream, task)
+            .map_err(|_| Gone)?;
+        if written > 0 {
+            self.queue.remove(written);
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        ctx: &mut Context<Self>,
+        task: &mut std::task::Context<'_>,
+    ) -> Result<(), Gone> {
+        for _ in 0..READS_PER_TURN {
+            if !self.carry.is_empty() && self.may_read(task) {
+                let mut carry = std::mem::take(&mut self.carry);
+                self.take_in(&mut carry, ctx);
+            }
+            if !self.may_read(task) {
+                return Ok(());
+            }
+            let read = READ_BUFFER.with_borrow_mut(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                match Pin::new(&mut self.stream).poll_read(task, &mut buffer) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Gone)),
+                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(Gone)),
+                    Poll::Ready(Ok(())) => {
+                        self.take_in(buffer.filled_mut(), ctx);
+                        Poll::Ready(Ok(()))
+                    }
+                }
+            });
+            match read {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(result) => result?,
+            }
+        }
+        // There may be more; others first.
+        task.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// Whether what the client sent may be looked at now.
+    fn may_read(&mut self, task: &mut std::task::Context<'_>) -> bool {
+        if self.is_closing() {
+            return true;
+        }
+        if let Some(stall) = &mut self.stall {
+            let Poll::Ready(permit) = stall.permit.as_mut().poll(task) else {
+                return false;
+            };
+            if let Some(stall) = self.stall.take() {
+                self.published(stall.publication, stall.id.as_ref(), permit);
+            }
+        }
+        self.emits_in_flight < self.shared().config.sockets.emits_in_flight
+    }
+
+    fn take_in(&mut self, mut input: &mut [u8], ctx: &mut Context<Self>) {
+        self.heard = Instant::now();
+        let emits_max = self.shared().config.sockets.emits_in_flight;
+        loop {
+            match &self.phase {
+                Phase::Closing(closing) if closing.deaf => return,
+                Phase::Closing(_) => {}
+                _ if self.stall.is_some() || self.emits_in_flight >= emits_max => {
+                    self.carry = input.to_vec();
+                    return;
+                }
+                _ => {}
+            }
+            let incoming = match self.decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(incoming)) => incoming,
+                Err(close) => {
+                    debug!(socket = %self.id, code = close.code, "bad input");
+                    self.close_with(frame::close(Some(&close)), true);
+                    // If it was closing already, it is deaf from now on.
+                    self.deafen();
+                    return;
+                }
+            };
+            match (&self.phase, incoming) {
+                (Phase::Closing(_), Incoming::Close(_)) => self.deafen(),
+                (Phase::Closing(_), _) => {}
+                (_, incoming) => self.on_incoming(incoming, ctx),
+            }
+        }
+    }
+
+    fn deafen(&mut self) {
+        if let Phase::Closing(closing) = &mut self.phase {
+            closing.deaf = true;
+        }
+    }
+}

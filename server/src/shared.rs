@@ -1,0 +1,134 @@
+//! What all actors of a node have in common.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use cluster::{Budget, Cluster, LinkState};
+use metrics_exporter_prometheus::PrometheusHandle;
+use proto::NodeId;
+use tokio::time::Instant;
+
+use crate::config::Config;
+
+/// Settings, the way to other nodes, and the counts that make up a node's load.
+pub struct Shared {
+    /// The settings.
+    pub config: Config,
+    /// This node.
+    pub node: NodeId,
+    /// The way to the others.
+    pub cluster: Cluster,
+    /// A bound on what is under way.
+    pub budget: Budget,
+    /// The counts.
+    pub load: Arc<Counts>,
+    /// Its name for people.
+    pub name: String,
+    /// When the node started, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// Renders the metrics.
+    pub prometheus: PrometheusHandle,
+    pub(crate) once: AtomicU64,
+    /// Since when there is no bus.
+    pub(crate) bus_away: Mutex<Option<Instant>>,
+}
+
+/// Counts that actors keep and heartbeats tell.
+#[derive(Default)]
+pub struct Counts {
+    /// Sockets, from the door's yes to the end of the session.
+    pub sockets: AtomicUsize,
+    /// Connections that are no sockets.
+    pub connections: AtomicUsize,
+    /// Rooms with members on this node.
+    pub rooms: AtomicUsize,
+    /// No new sockets; the node is about to stop.
+    pub draining: AtomicBool,
+}
+
+/// A place taken in one of the [`Counts`], until it is dropped.
+pub struct Slot {
+    counts: Arc<Counts>,
+    count: fn(&Counts) -> &AtomicUsize,
+}
+
+impl Shared {
+    /// Whether a load balancer should send clients here, or why not. A bus that is away for a short time
+    /// is no reason: if all nodes lost it, there would be no node left to go to.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.load.draining.load(Ordering::Relaxed) {
+            return Err("draining");
+        }
+        let mut away = self.bus_away.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.cluster.link() {
+            LinkState::Connected => {
+                *away = None;
+                Ok(())
+            }
+            LinkState::Connecting => Err("connecting"),
+            LinkState::Away => {
+                let since = *away.get_or_insert_with(Instant::now);
+                let patience = since.elapsed() <= self.config.cluster.ready_grace;
+                patience.then_some(()).ok_or("bus away")
+            }
+        }
+    }
+
+    /// The metrics, as Prometheus reads them.
+    pub fn metrics(&self) -> String {
+        let counts = &self.load;
+        for (name, count) in [
+            ("unisono_sockets", &counts.sockets),
+            ("unisono_connections", &counts.connections),
+            ("unisono_rooms", &counts.rooms),
+        ] {
+            metrics::gauge!(name).set(count.load(Ordering::Relaxed) as f64);
+        }
+        let connected = self.cluster.link() == LinkState::Connected;
+        metrics::gauge!("unisono_bus_connected").set(if connected { 1.0 } else { 0.0 });
+        self.prometheus.render()
+    }
+
+    /// A number for one send to several rooms.
+    pub fn next_once(&self) -> u64 {
+        self.once.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The time of day, for people: milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Counts {
+    /// A place for a socket, unless `max` are taken.
+    pub fn socket(self: &Arc<Self>, max: usize) -> Option<Slot> {
+        Slot::take(self, |counts| &counts.sockets, max)
+    }
+
+    /// A place for a connection that is no socket, unless `max` are taken.
+    pub fn connection(self: &Arc<Self>, max: usize) -> Option<Slot> {
+        Slot::take(self, |counts| &counts.connections, max)
+    }
+}
+
+impl Slot {
+    fn take(counts: &Arc<Counts>, count: fn(&Counts) -> &AtomicUsize, max: usize) -> Option<Self> {
+        let one_more = |taken| (taken < max).then_some(taken + 1);
+        count(counts)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .ok()?;
+        Some(Self {
+            counts: Arc::clone(counts),
+            count,
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        (self.count)(&self.counts).fetch_sub(1, Ordering::Relaxed);
+    }
+}
