@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use proto::envelope::{Answer, Body, Envelope, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -447,9 +447,11 @@ impl Node {
             link: self.link.subscribe(),
             missed: Arc::clone(&self.missed),
             reader,
-            readers: HashMap::new(),
+            readers: JoinSet::new(),
+            room_readers: HashMap::new(),
         };
-        let writer = spawn_local(writer.run(rooms_receiver, urgent_receiver, self.data_receiver));
+        let mut writing = JoinSet::new();
+        writing.spawn_local(writer.run(rooms_receiver, urgent_receiver, self.data_receiver));
         let core = Core {
             bus,
             subjects: self.subjects,
@@ -472,7 +474,6 @@ impl Node {
             config: self.config,
         };
         core.run(self.commands, self.wishes, inputs_receiver).await;
-        writer.abort();
     }
 }
 
@@ -779,32 +780,41 @@ impl<B: Bus> Core<B> {
 
     async fn advance_round(&mut self, now: Instant) {
         let offline = self.link.state() != LinkState::Connected;
-        if let Some(proved) = self.interest.end_round(offline, now) {
-            self.probes.clear();
-            for room in proved.rooms {
-                self.emit(Event::RoomReady(room)).await;
-            }
-            if proved.link && !offline && self.proving_link {
-                self.proving_link = false;
-                if !self.config.alone {
-                    self.gap(None, "bus_outage").await;
+        loop {
+            if let Some(proved) = self.interest.end_round(offline, now) {
+                self.probes.clear();
+                for room in proved.rooms {
+                    self.emit(Event::RoomReady(room)).await;
                 }
-                self.show_link();
+                if proved.link && !offline && self.proving_link {
+                    self.proving_link = false;
+                    if !self.config.alone {
+                        self.gap(None, "bus_outage").await;
+                    }
+                    self.show_link();
+                }
+            }
+            if !self.interest.start_round(self.membership.ids(), now) {
+                return;
+            }
+            if !offline {
+                self.probe_all();
             }
         }
-        if self.interest.start_round(self.membership.ids(), now) {
+    }
+
+    fn probe_all(&mut self) {
+        let number = self.calls.number();
+        self.probes.insert(number, None);
+        self.probe_server(number);
+        for peer in self.membership.ids().collect::<Vec<_>>() {
             let number = self.calls.number();
-            self.probes.insert(number, None);
-            self.probe_server(number);
-            for peer in self.membership.ids().collect::<Vec<_>>() {
-                let number = self.calls.number();
-                self.probes.insert(number, Some(peer));
-                self.urgent(
-                    self.subjects.request(peer),
-                    Some(self.subjects.reply(self.config.node, number)),
-                    What::Body(Box::new(Body::Request(Request::Probe)), None),
-                );
-            }
+            self.probes.insert(number, Some(peer));
+            self.urgent(
+                self.subjects.request(peer),
+                Some(self.subjects.reply(self.config.node, number)),
+                What::Body(Box::new(Body::Request(Request::Probe)), None),
+            );
         }
     }
 
@@ -828,7 +838,9 @@ struct Writer<B> {
     link: watch::Receiver<LinkState>,
     missed: Arc<Mutex<Missed>>,
     reader: Reader,
-    readers: HashMap<RoomName, AbortHandle>,
+    /// Ends with the writer.
+    readers: JoinSet<()>,
+    room_readers: HashMap<RoomName, AbortHandle>,
 }
 
 impl<B: Bus> Writer<B> {
@@ -844,7 +856,8 @@ impl<B: Bus> Writer<B> {
             (self.subjects.all(), Kind::Publications),
         ] {
             let subscription = self.bus.subscribe(subject).await;
-            spawn_local(self.reader.clone().run(subscription, kind));
+            let reader = self.reader.clone().run(subscription, kind);
+            self.readers.spawn_local(reader);
         }
         loop {
             tokio::select! {
@@ -869,13 +882,14 @@ impl<B: Bus> Writer<B> {
             RoomOp::Subscribe(room) => {
                 let subscription = self.bus.subscribe(self.subjects.room(&room)).await;
                 let reader = self.reader.clone().run(subscription, Kind::Publications);
-                self.readers
-                    .insert(room, spawn_local(reader).abort_handle());
+                let reader = self.readers.spawn_local(reader);
+                self.room_readers.insert(room, reader);
             }
             RoomOp::Unsubscribe(room) => {
-                if let Some(reader) = self.readers.remove(&room) {
+                if let Some(reader) = self.room_readers.remove(&room) {
                     reader.abort();
                 }
+                while self.readers.try_join_next().is_some() {}
             }
         }
     }

@@ -1,0 +1,455 @@
+//! Simulated clusters: several nodes on the in-memory bus, in one thread, under a paused clock. Links are
+//! cut and healed; nothing here takes real time.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::envelope::{Answer, Request, Status};
+use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::sleep;
+use unisono_cluster::{
+    Budget, CallError, Cluster, ClusterName, Config, Event, LinkState, Load, MemoryHub, Sent, start,
+};
+
+/// Nodes on one hub. The host of each answers requests and writes down what it is told.
+struct Sim {
+    hub: MemoryHub,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    cluster: Cluster,
+    seen: Rc<RefCell<Seen>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+/// What a host was told.
+#[derive(Default)]
+struct Seen {
+    /// Publications, as the origin, the room and the text.
+    delivered: Vec<(NodeId, Option<RoomName>, String)>,
+    ready: Vec<RoomName>,
+    gaps: Vec<(Option<Vec<RoomName>>, &'static str)>,
+}
+
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Long enough for everything that is going to happen without a time-out; costs nothing.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+impl Sim {
+    async fn start(count: u64) -> Self {
+        let hub = MemoryHub::new(1 << 20);
+        let mut sim = Self {
+            hub,
+            nodes: Vec::new(),
+        };
+        for id in 0..count {
+            sim.add(id);
+        }
+        sleep(3 * A_WHILE).await;
+        // Who was there before the bus was is told of a gap; here, nobody was.
+        for nth in 0..sim.nodes.len() {
+            let gaps = sim.seen(nth, |seen| std::mem::take(&mut seen.gaps));
+            assert_eq!(gaps, [(None, "bus_outage")]);
+        }
+        sim
+    }
+
+    fn add(&mut self, id: u64) {
+        let config = Config {
+            cluster: ClusterName::parse("sim").unwrap(),
+            node: NodeId::new(id),
+            name: format!("node-{id}"),
+            version: "0".to_owned(),
+            started_at_ms: 0,
+            alone: false,
+            heartbeat_interval: Duration::from_secs(1),
+            node_timeout: NODE_TIMEOUT,
+            bus_timeout: Duration::from_secs(3),
+            call_timeout: CALL_TIMEOUT,
+            room_linger: Duration::from_secs(5),
+            queue_messages_max: 1_000,
+        };
+        let (cluster, node, mut events) = start(config, Budget::new(1 << 20), Load::default);
+        let seen = Rc::new(RefCell::new(Seen::default()));
+        let log = Rc::clone(&seen);
+        let host = spawn_local(async move {
+            while let Some(event) = events.recv().await {
+                log.borrow_mut().on(event);
+            }
+        });
+        let bus = spawn_local(node.run(self.hub.connect()));
+        self.nodes.push(Node {
+            cluster,
+            seen,
+            tasks: [host, bus],
+        });
+    }
+
+    /// Kills a node: its connection goes with it.
+    fn kill(&mut self, nth: usize) {
+        for task in &self.nodes[nth].tasks {
+            task.abort();
+        }
+    }
+
+    fn cluster(&self, nth: usize) -> &Cluster {
+        &self.nodes[nth].cluster
+    }
+
+    fn seen<T>(&self, nth: usize, look: impl FnOnce(&mut Seen) -> T) -> T {
+        look(&mut self.nodes[nth].seen.borrow_mut())
+    }
+
+    /// The texts that a node was handed, and forgets.
+    fn texts(&self, nth: usize) -> Vec<String> {
+        self.seen(nth, |seen| {
+            seen.delivered.drain(..).map(|(_, _, text)| text).collect()
+        })
+    }
+
+    async fn peers(&self, nth: usize) -> Vec<NodeId> {
+        let peers = self.cluster(nth).peers().await;
+        let mut ids: Vec<_> = peers.into_iter().map(|peer| peer.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+impl Seen {
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Deliver {
+                publication,
+                origin,
+                responder,
+                ..
+            } => {
+                let room = match publication.to {
+                    Audience::Room(room) => Some(room),
+                    Audience::Everyone => None,
+                };
+                let Payload::Text(text) = publication.payload else {
+                    panic!("the simulation sends text");
+                };
+                let text = String::from_utf8(text.into_bytes().to_vec()).unwrap();
+                self.delivered.push((origin, room, text));
+                if let Some(responder) = responder {
+                    responder.respond(Answer::Count(2));
+                }
+            }
+            Event::Request { request, responder } => responder.respond(match request {
+                Request::Emit { to, .. } => {
+                    let delivered = |id| (id, Status::Delivered);
+                    Answer::Statuses(to.into_iter().map(delivered).collect())
+                }
+                _ => Answer::Count(1),
+            }),
+            Event::RoomReady(room) => self.ready.push(room),
+            Event::Gap { rooms, reason } => self.gaps.push((rooms, reason)),
+        }
+    }
+}
+
+fn room(name: &str) -> RoomName {
+    RoomName::parse(name).unwrap()
+}
+
+fn to_room(name: &str, text: &str) -> Publication {
+    Publication::new(
+        Audience::Room(room(name)),
+        Payload::Text(text.to_owned().into()),
+    )
+}
+
+fn to_all(text: &str) -> Publication {
+    Publication::new(Audience::Everyone, Payload::Text(text.to_owned().into()))
+}
+
+fn emit(node: u64) -> Request {
+    Request::Emit {
+        to: vec![SocketId::new(NodeId::new(node), 0, 1)],
+        payload: Payload::Binary(Bytes::from_static(b"hi")),
+        from: None,
+    }
+}
+
+/// Runs a story under a paused clock.
+fn story(story: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, story());
+}
+
+#[test]
+fn nodes_find_each_other_and_notice_a_death() {
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        let [a, b, c] = [0, 1, 2].map(NodeId::new);
+        assert_eq!(sim.peers(0).await, [b, c]);
+        assert_eq!(sim.peers(2).await, [a, b]);
+        sim.kill(2);
+        sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
+        assert_eq!(sim.peers(0).await, [b]);
+        // One that says goodbye is not waited for.
+        sim.cluster(1).leave().await;
+        sleep(A_WHILE).await;
+        assert!(sim.peers(0).await.is_empty());
+        sim.add(7);
+        sleep(3 * A_WHILE).await;
+        assert_eq!(sim.peers(0).await, [NodeId::new(7)]);
+    });
+}
+
+#[test]
+fn a_call_to_a_dead_node_is_answered_at_once() {
+    story(async || {
+        let mut sim = Sim::start(2).await;
+        let delivered = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        let expected = vec![(SocketId::new(NodeId::new(1), 0, 1), Status::Delivered)];
+        assert_eq!(delivered, Ok(Answer::Statuses(expected)));
+        let stranger = sim.cluster(0).call(NodeId::new(99), emit(99)).await;
+        assert_eq!(stranger, Err(CallError::NodeGone));
+        sim.kill(1);
+        sleep(Duration::from_millis(1)).await;
+        let before = tokio::time::Instant::now();
+        let gone = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        assert_eq!(gone, Err(CallError::NodeGone));
+        assert!(before.elapsed() < Duration::from_millis(10));
+        assert!(sim.peers(0).await.is_empty(), "and it is known to be down");
+    });
+}
+
+#[test]
+fn a_room_is_heard_from_the_word_ready_on() {
+    story(async || {
+        let sim = Sim::start(3).await;
+        for n in 0..100 {
+            let name = format!("/room/{n}");
+            sim.cluster(1).want(room(&name));
+            while !sim.seen(1, |seen| seen.ready.contains(&room(&name))) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            for from in [0, 2] {
+                let sent = sim.cluster(from).publish(to_room(&name, &name), None);
+                assert_eq!(sent, Sent::ToAll);
+            }
+            sleep(Duration::from_millis(10)).await;
+            assert_eq!(sim.texts(1), [name.clone(), name]);
+        }
+        assert!(sim.texts(0).is_empty() && sim.texts(2).is_empty());
+    });
+}
+
+#[test]
+fn a_released_room_lingers_and_goes() {
+    story(async || {
+        let sim = Sim::start(2).await;
+        sim.cluster(1).want(room("r"));
+        sleep(A_WHILE).await;
+        sim.cluster(1).release(room("r"));
+        sleep(A_WHILE).await;
+        sim.cluster(0).publish(to_room("r", "still heard"), None);
+        sleep(Duration::from_secs(6)).await;
+        sim.cluster(0).publish(to_room("r", "not any more"), None);
+        sim.cluster(0).publish(to_all("fence"), None);
+        sleep(A_WHILE).await;
+        assert_eq!(sim.texts(1), ["still heard", "fence"]);
+    });
+}
+
+#[test]
+fn a_confirmed_publication_counts_sockets_on_every_node() {
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        sim.cluster(1).want(room("r"));
+        sleep(A_WHILE).await;
+        let confirm = |publication| Publication {
+            confirm: true,
+            ..publication
+        };
+        let permit = || Budget::new(1 << 20).try_acquire(1).unwrap();
+        let publication = confirm(to_room("r", "x"));
+        let gathered = sim
+            .cluster(0)
+            .publish_confirmed(publication, permit())
+            .await;
+        let mut answers = gathered.answers;
+        answers.sort_by_key(|(node, _)| *node);
+        let (b, c) = (NodeId::new(1), NodeId::new(2));
+        assert_eq!(answers, [(b, Answer::Count(2)), (c, Answer::Count(0))]);
+        assert!(gathered.missing.is_empty());
+        sim.kill(2);
+        let publication = confirm(to_all("y"));
+        let gathered = sim
+            .cluster(0)
+            .publish_confirmed(publication, permit())
+            .await;
+        assert_eq!(gathered.answers, [(b, Answer::Count(2))]);
+        assert_eq!(gathered.missing, [(c, CallError::Timeout)]);
+    });
+}
+
+#[test]
+fn a_partial_answer_names_who_is_missing() {
+    story(async || {
+        let sim = Sim::start(3).await;
+        sim.hub.cut(2);
+        let gathered = sim.cluster(0).call_all(Request::Probe).await;
+        assert_eq!(gathered.answers.len(), 1);
+        assert_eq!(gathered.missing.len(), 1);
+        assert_eq!(gathered.missing[0].0, NodeId::new(2));
+    });
+}
+
+#[test]
+fn an_outage_is_told_on_both_sides() {
+    story(async || {
+        let sim = Sim::start(3).await;
+        for nth in 0..3 {
+            sim.cluster(nth).want(room("r"));
+        }
+        sleep(A_WHILE).await;
+        sim.hub.cut(0);
+        sleep(A_WHILE).await;
+        assert_eq!(sim.cluster(0).link(), LinkState::Away);
+        let sent = sim.cluster(0).publish(to_room("r", "lost"), None);
+        assert_eq!(sent, Sent::LocalOnly);
+        let call = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        assert_eq!(call, Err(CallError::Timeout));
+        // A room is ready meanwhile, for local use, without the wait for anybody.
+        sim.cluster(0).want(room("local"));
+        sleep(Duration::from_millis(1)).await;
+        assert!(sim.seen(0, |seen| seen.ready.contains(&room("local"))));
+        assert!(sim.seen(0, |seen| seen.gaps.is_empty()), "it still grows");
+
+        sleep(2 * NODE_TIMEOUT).await;
+        sim.hub.heal(0);
+        sleep(3 * A_WHILE).await;
+        assert_eq!(sim.cluster(0).link(), LinkState::Connected);
+        assert_eq!(
+            sim.seen(0, |seen| seen.gaps.clone()),
+            [(None, "bus_outage")]
+        );
+        for nth in [1, 2] {
+            let gaps = sim.seen(nth, |seen| seen.gaps.clone());
+            assert_eq!(gaps, [(Some(vec![room("r")]), "bus_outage")], "{nth}");
+        }
+        assert_eq!(sim.peers(0).await.len(), 2);
+        sim.cluster(1).publish(to_room("local", "heard"), None);
+        sim.cluster(0).publish(to_room("r", "again"), None);
+        sleep(A_WHILE).await;
+        assert_eq!(sim.texts(0), ["heard"]);
+        assert_eq!(sim.texts(1), ["again"]);
+    });
+}
+
+#[test]
+fn garbage_and_forgery_change_nothing() {
+    use unisono_cluster::{Bus, Outgoing, Subjects};
+    story(async || {
+        let sim = Sim::start(2).await;
+        let intruder = sim.hub.connect();
+        let subjects = Subjects::new(ClusterName::parse("sim").unwrap());
+        let forged = proto::Envelope {
+            origin: NodeId::new(1),
+            body: proto::Body::Publication(to_room("other", "forged")),
+        };
+        for subject in [
+            subjects.all(),
+            subjects.heartbeat(),
+            subjects.request(NodeId::new(1)),
+        ] {
+            for payload in [
+                Bytes::from_static(b"\xff\x00"),
+                proto::wire::encode(&forged),
+            ] {
+                let outgoing = Outgoing {
+                    subject: subject.clone(),
+                    reply: None,
+                    payload,
+                };
+                intruder.publish(outgoing).await.unwrap();
+            }
+        }
+        sim.cluster(0).publish(to_all("fence"), None);
+        sleep(A_WHILE).await;
+        assert_eq!(sim.texts(1), ["fence"]);
+        assert_eq!(sim.peers(1).await, [NodeId::new(0)]);
+    });
+}
+
+/// Cuts and heals at random while every node publishes. Whatever happens: nothing arrives twice, what
+/// arrives from one sender is in order, and whoever missed something is told.
+#[test]
+fn random_outages_lose_nothing_in_silence() {
+    for seed in 0..20u64 {
+        story(async || random_outages(seed).await);
+    }
+}
+
+async fn random_outages(seed: u64) {
+    use rand::{RngExt, SeedableRng};
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let sim = Sim::start(3).await;
+    for nth in 0..3 {
+        sim.cluster(nth).want(room("r"));
+    }
+    sleep(A_WHILE).await;
+    let mut cut = HashSet::new();
+    // The numbers that each node published.
+    let mut published: [Vec<u64>; 3] = Default::default();
+    for number in 0..200 {
+        match random.random_range(0..12) {
+            0 => {
+                let nth = random.random_range(0..3);
+                if cut.insert(nth) {
+                    sim.hub.cut(nth);
+                }
+            }
+            1 => {
+                if let Some(nth) = cut.iter().next().copied() {
+                    cut.remove(&nth);
+                    sim.hub.heal(nth);
+                }
+            }
+            2..4 => sleep(Duration::from_millis(random.random_range(1..2_000))).await,
+            _ => {
+                let from = random.random_range(0..3);
+                published[from].push(number);
+                let publication = to_room("r", &number.to_string());
+                sim.cluster(from).publish(publication, None);
+            }
+        }
+    }
+    for nth in cut {
+        sim.hub.heal(nth);
+    }
+    sleep(NODE_TIMEOUT).await;
+    for nth in 0..3 {
+        let (delivered, gaps) = sim.seen(nth, |seen| (seen.delivered.clone(), seen.gaps.len()));
+        for from in (0..3).filter(|from| *from != nth) {
+            let origin = NodeId::new(from as u64);
+            let from_there = delivered.iter().filter(|(sender, ..)| *sender == origin);
+            let numbers: Vec<u64> = from_there.map(|(.., text)| text.parse().unwrap()).collect();
+            assert!(
+                numbers.is_sorted_by(|a, b| a < b),
+                "seed {seed}: out of order or twice: {numbers:?}"
+            );
+            let missed = published[from].len() - numbers.len();
+            assert!(
+                missed == 0 || gaps > 0,
+                "seed {seed}: node {nth} missed {missed} of node {from} in silence"
+            );
+        }
+    }
+}
