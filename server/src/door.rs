@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use actix_http::{HttpMessage, HttpService, Protocol, Request, h1};
@@ -18,7 +20,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
+use proto::RoomName;
+
 use crate::api;
+use crate::rules::Rule;
 use crate::session::{Arrival, Session};
 use crate::shared::Slot;
 use crate::websocket::handshake::{self, Refusal, Upgrade, Wanted};
@@ -122,25 +127,15 @@ impl Door {
             }
         };
         let head = connection.read.split_to(head_len);
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-        let mut request = httparse::Request::new(&mut headers);
-        let wanted = match request.parse(&head) {
-            Ok(_) => handshake::read(&request),
-            Err(error) => Err(Refusal::of(
-                "400 Bad Request",
-                "bad_request",
-                &error.to_string(),
-            )),
-        };
-        match wanted {
-            Ok(Wanted::Http) => {
-                let mut read = BytesMut::from(&handshake::without_upgrade(&request)[..]);
+        match Self::decide(&head) {
+            Ok(Decision::Http(head)) => {
+                let mut read = BytesMut::from(&head[..]);
                 read.extend_from_slice(&connection.read);
                 connection.read = read;
                 (self.http)(connection, peer).await;
             }
-            Ok(Wanted::Socket(upgrade)) => match self.admit(upgrade) {
-                Ok((upgrade, rule, slot)) => {
+            Ok(Decision::Socket(upgrade)) => match self.admit(&upgrade.room) {
+                Ok((rule, slot)) => {
                     let arrival = Arrival {
                         response: upgrade.response(),
                         rest: connection.read.to_vec(),
@@ -158,13 +153,23 @@ impl Door {
         }
     }
 
+    /// Apart from [`Door::enter`], so that the table of headers is not part of every waiting connection.
+    fn decide(head: &[u8]) -> Result<Decision, Refusal> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut headers);
+        request
+            .parse(head)
+            .map_err(|error| Refusal::of("400 Bad Request", "bad_request", &error.to_string()))?;
+        Ok(match handshake::read(&request)? {
+            Wanted::Http => Decision::Http(handshake::without_upgrade(&request)),
+            Wanted::Socket(upgrade) => Decision::Socket(upgrade),
+        })
+    }
+
     /// Whether there is a room, and room, for the client.
-    fn admit(
-        &self,
-        upgrade: Upgrade,
-    ) -> Result<(Upgrade, std::sync::Arc<crate::rules::Rule>, Slot), Refusal> {
+    fn admit(&self, room: &RoomName) -> Result<(Arc<Rule>, Slot), Refusal> {
         let shared = &self.worker.shared;
-        let Some(rule) = shared.config.rules.find(&upgrade.room).cloned() else {
+        let Some(rule) = shared.config.rules.find(room).cloned() else {
             return Err(Refusal::of(
                 "404 Not Found",
                 "no_such_room",
@@ -175,11 +180,7 @@ impl Door {
             let message = "clients may not come to this room by its URL";
             return Err(Refusal::of("403 Forbidden", "forbidden", message));
         }
-        if shared
-            .load
-            .draining
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
+        if shared.load.draining.load(Ordering::Relaxed) {
             return Err(Refusal::unavailable(
                 "draining",
                 "the node is about to stop",
@@ -187,13 +188,19 @@ impl Door {
         }
         let slot = shared.load.socket(shared.config.sockets.max);
         match slot {
-            Some(slot) => Ok((upgrade, rule, slot)),
+            Some(slot) => Ok((rule, slot)),
             None => Err(Refusal::unavailable("full", "the node is full")),
         }
     }
 }
 
 type Framed = actix_codec::Framed<Replay, h1::Codec>;
+
+/// What a request head asks for.
+enum Decision {
+    Http(Vec<u8>),
+    Socket(Upgrade),
+}
 
 enum HeadError {
     TooLarge,
@@ -232,7 +239,7 @@ impl Replay {
         let linger = async {
             self.stream.write_all(&refusal.response()).await?;
             self.stream.shutdown().await?;
-            let mut rest = [0; 1024];
+            let mut rest = vec![0; 1024];
             while self.stream.read(&mut rest).await? > 0 {}
             io::Result::Ok(())
         };

@@ -389,7 +389,7 @@ impl Session {
             peer: arrival.peer,
             rule: arrival.rule,
             home: arrival.room,
-            rooms: Vec::new(),
+            rooms: Vec::with_capacity(1),
             phase: Phase::Opening,
             carry: arrival.rest,
             stall: None,
