@@ -171,6 +171,20 @@ impl From<OneOrMany> for Vec<String> {
     }
 }
 
+/// Reads a JSON object. `serde` alone would also take an array, for the fields in their order.
+///
+/// # Errors
+///
+/// Those of [`serde_json::from_str`], and one of the category `Data` when it is no object.
+pub fn from_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    if text.trim_start().starts_with('[') {
+        // Nonsense behind the bracket is worse than an array.
+        serde_json::from_str::<serde::de::IgnoredAny>(text)?;
+        return Err(serde::de::Error::custom("expected an object, not an array"));
+    }
+    serde_json::from_str(text)
+}
+
 /// Tells `"data":null` from no data: `Option` alone would take both for `None`.
 fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
@@ -183,7 +197,7 @@ where
 impl ClientMessage {
     /// Understands the text of a frame.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        let outer: Outer = serde_json::from_str(text).map_err(|error| Refusal {
+        let outer: Outer = from_object(text).map_err(|error| Refusal {
             id: None,
             code: match error.classify() {
                 serde_json::error::Category::Data => ErrorCode::BadMessage,
@@ -271,8 +285,7 @@ fn with(
 
 fn read<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, (ErrorCode, String)> {
     let text = data.map_or("null", RawValue::get);
-    serde_json::from_str(text)
-        .map_err(|error| (ErrorCode::BadMessage, format!("in `data`: {error}")))
+    from_object(text).map_err(|error| (ErrorCode::BadMessage, format!("in `data`: {error}")))
 }
 
 fn room_name(text: &str) -> Result<RoomName, (ErrorCode, String)> {
@@ -511,6 +524,10 @@ mod tests {
         assert_eq!(refused("").0, BadJson);
         assert_eq!(refused(r#"{"event":"e""#).0, BadJson);
         assert_eq!(refused("[]").0, BadMessage);
+        assert_eq!(refused(r#"["e"]"#).0, BadMessage);
+        assert_eq!(refused(r#"["e""#).0, BadJson);
+        let join = r#"{"event":"unisono:join","data":["r"]}"#;
+        assert_eq!(refused(join).0, BadMessage);
         assert_eq!(refused("5").0, BadMessage);
         assert_eq!(refused(r#"{"data":1}"#).0, BadMessage);
         assert_eq!(refused(r#"{"event":"a","event":"b"}"#).0, BadMessage);

@@ -3,6 +3,9 @@
 mod access;
 mod body;
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
@@ -11,15 +14,16 @@ use actix_web::{App, HttpRequest, HttpResponse, ResponseError, web};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use cluster::{LinkState, Sent};
+use proto::client::from_object;
 use proto::envelope::{RoomsQuery, SocketsQuery, Status};
 use proto::{Audience, RoomName, SocketId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use std::sync::atomic::Ordering;
 
 use crate::app::{Nodes, PublishError, Unisono};
-use body::{Batched, Broadcast, Disconnect, Emit, Membership, Publish, Whom};
+use body::{Broadcast, Disconnect, Emit, Membership, Publish, Whom};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -31,10 +35,10 @@ pub struct ApiError {
 
 const CHAT_PAGE: &str = include_str!("chat.html");
 
-/// The application of one worker.
+/// The application of one worker, with or without `/metrics`.
 pub fn app(
     unisono: Unisono,
-    body_bytes_max: usize,
+    metrics: bool,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -58,6 +62,7 @@ pub fn app(
         .route("/rooms/sockets", web::get().to(room_sockets))
         .route("/nodes", web::get().to(nodes))
         .default_service(web::to(no_such_path));
+    let body_bytes_max = unisono.shared.config.api.body_bytes;
     App::new()
         .app_data(web::Data::new(unisono))
         .app_data(web::PayloadConfig::new(body_bytes_max))
@@ -65,7 +70,11 @@ pub fn app(
         .route("/", web::get().to(chat_page))
         .route("/health/live", web::get().to(live))
         .route("/health/ready", web::get().to(ready))
-        .route("/metrics", web::get().to(metrics_text))
+        .configure(|config| {
+            if metrics {
+                config.route("/metrics", web::get().to(metrics_text));
+            }
+        })
         .default_service(web::to(no_such_path))
 }
 
@@ -101,25 +110,36 @@ async fn leave(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
 /// The requests of a batch are carried out one after the other. One that fails has an `error` in its
 /// place, and the rest goes on.
 async fn batch(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
-    let requests: Vec<&serde_json::value::RawValue> = read(&body)?;
+    let requests: Vec<HashMap<&str, &RawValue>> =
+        serde_json::from_str(text(&body)?).map_err(|error| ApiError::bad(error.to_string()))?;
     let max = app.shared.config.api.batch;
     if requests.len() > max {
         return Err(ApiError::bad(format!("a batch has at most {max} requests")));
     }
     let mut answers = Vec::with_capacity(requests.len());
     for request in requests {
-        let done = match read::<Batched<'_>>(request.get().as_bytes()) {
-            Ok(Batched::Emit(body)) => do_emit(&app, body).await,
-            Ok(Batched::Publish(body)) => do_publish(&app, body).await,
-            Ok(Batched::Broadcast(body)) => do_broadcast(&app, body).await,
-            Ok(Batched::Disconnect(body)) => do_disconnect(&app, body).await,
-            Ok(Batched::Join(body)) => do_join(&app, body).await,
-            Ok(Batched::Leave(body)) => do_leave(&app, body).await,
-            Err(error) => Err(error),
-        };
+        let done = do_one(&app, request).await;
         answers.push(done.unwrap_or_else(|error| error.body()));
     }
     Ok(answer(Value::Array(answers)))
+}
+
+async fn do_one(app: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResult {
+    let mut parts = request.into_iter();
+    let (Some((verb, body)), None) = (parts.next(), parts.next()) else {
+        let message = "a request of a batch is an object with one verb";
+        return Err(ApiError::bad(message.to_owned()));
+    };
+    let body = body.get().as_bytes();
+    match verb {
+        "emit" => do_emit(app, read(body)?).await,
+        "publish" => do_publish(app, read(body)?).await,
+        "broadcast" => do_broadcast(app, read(body)?).await,
+        "disconnect" => do_disconnect(app, read(body)?).await,
+        "join" => do_join(app, read(body)?).await,
+        "leave" => do_leave(app, read(body)?).await,
+        verb => Err(ApiError::bad(format!("there is no verb `{verb}`"))),
+    }
 }
 
 async fn do_emit(app: &Unisono, body: Emit<'_>) -> ApiResult {
@@ -376,7 +396,11 @@ async fn no_such_path() -> Result<HttpResponse, ApiError> {
 
 /// Reads a body, whatever its content type says.
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::bad(error.to_string()))
+    from_object(text(body)?).map_err(|error| ApiError::bad(error.to_string()))
+}
+
+fn text(body: &[u8]) -> Result<&str, ApiError> {
+    std::str::from_utf8(body).map_err(|_| ApiError::bad("the body is not UTF-8".to_owned()))
 }
 
 fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiError> {

@@ -35,6 +35,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub sockets: Sockets,
     pub api: Api,
+    pub admin: Admin,
     #[serde(skip)]
     pub rules: Rules,
     pub drain: Drain,
@@ -111,6 +112,13 @@ pub struct Api {
     pub ids: usize,
     pub batch: usize,
     pub page: usize,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Admin {
+    #[serde(deserialize_with = "optional_address")]
+    pub listen: Option<SocketAddr>,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -492,6 +500,11 @@ impl Config {
                 "cluster.nats",
                 "a server reads nats://host:port or tls://host:port",
             );
+            check(
+                !server.contains('@'),
+                "cluster.nats",
+                "the URL is no place for a password; use nats_user and nats_password_file",
+            );
         }
         check(
             cluster.node_name.len() <= 100 && !cluster.node_name.chars().any(char::is_control),
@@ -569,12 +582,9 @@ impl Config {
             );
         }
         check(
-            self.log
-                .level
-                .parse::<tracing_subscriber::EnvFilter>()
-                .is_ok(),
+            is_filter(&self.log.level),
             "log.level",
-            "not a level or a filter",
+            "not error, warn, info, debug, trace or off, nor a list of target=level",
         );
         found
     }
@@ -610,6 +620,17 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// The filter itself takes any word for the name of a target.
+fn is_filter(text: &str) -> bool {
+    let level = |word: &str| {
+        word.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    let directive = |part: &str| level(part) || part.contains('=');
+    text.split(',').all(|part| directive(part.trim()))
+        && text.parse::<tracing_subscriber::EnvFilter>().is_ok()
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|_| {
@@ -617,6 +638,16 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
             "`{text}` is not a duration, such as \"25s\" or \"500ms\""
         ))
     })
+}
+
+fn optional_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -724,7 +755,7 @@ mod tests {
                 ("cluster.nats_user", "me"),
                 ("cluster.nats", "localhost:4222"),
                 ("api.keys", "short"),
-                ("log.level", "loud=="),
+                ("log.level", "deafening"),
             ]),
             ..Sources::default()
         };

@@ -11,7 +11,9 @@ use std::task::{Context, Poll};
 
 use actix_http::{HttpMessage, HttpService, Protocol, Request, h1};
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_service, map_config};
-use actix_web::dev::AppConfig;
+use actix_web::App;
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
 use bytes::{Buf, BytesMut};
 use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -32,7 +34,8 @@ use crate::worker::Worker;
 /// The door of one worker.
 pub struct Door {
     worker: Rc<Worker>,
-    http: Http,
+    public: Http,
+    admin: Http,
 }
 
 /// A connection that is back at the door, one per connection: as bounded as they are.
@@ -45,6 +48,8 @@ pub struct Replay {
     stream: TcpStream,
     read: BytesMut,
     peer: SocketAddr,
+    /// Came in by the administrators' address.
+    admin: bool,
     slot: Slot,
 }
 
@@ -59,48 +64,22 @@ impl Door {
     /// may ask for an upgrade, as those of proxies do that keep connections: it comes out of `returning`,
     /// and is to be handed to [`Door::enter`].
     pub async fn new(worker: Rc<Worker>, returning: mpsc::UnboundedSender<Returning>) -> Self {
-        let upgrade = fn_service(move |(request, framed): (Request, Framed)| {
-            let parts = framed.into_parts();
-            let mut connection = parts.io;
-            let mut read = BytesMut::from(&head_of(&request)[..]);
-            read.extend_from_slice(&parts.read_buf);
-            read.extend_from_slice(&connection.read);
-            connection.read = read;
-            let _ = returning.send(Returning(connection));
-            std::future::ready(Ok::<_, actix_web::Error>(()))
-        });
-        let body_bytes_max = worker.shared.config.api.body_bytes;
-        let app = api::app(worker.app.clone(), body_bytes_max);
-        let factory = HttpService::build()
-            // Between 1 and 999 ms actix-http forgets connections for ever; with 0 it closes at once.
-            .client_disconnect_timeout(std::time::Duration::ZERO)
-            .finish(map_config(app.into_factory(), |()| AppConfig::default()))
-            .upgrade(Some(upgrade));
-        let service = factory.new_service(()).await;
-        let service = Rc::new(service.expect("the application has no fallible parts"));
+        let with_admin = worker.shared.config.admin.listen.is_some();
         Self {
+            public: http(api::app(worker.app.clone(), !with_admin), returning.clone()).await,
+            admin: http(api::app(worker.app.clone(), true), returning).await,
             worker,
-            http: Box::new(move |connection, peer| {
-                let service = Rc::clone(&service);
-                Box::pin(async move {
-                    let served = service
-                        .call((connection, Protocol::Http1, Some(peer)))
-                        .await;
-                    if let Err(error) = served {
-                        debug!(%error, "http connection");
-                    }
-                })
-            }),
         }
     }
 
     /// Takes care of a new connection, until it has become a session or is over.
-    pub async fn greet(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) {
+    pub async fn greet(&self, stream: TcpStream, peer: SocketAddr, admin: bool, slot: Slot) {
         let _ = stream.set_nodelay(true);
         let connection = Replay {
             stream,
             read: BytesMut::new(),
             peer,
+            admin,
             slot,
         };
         self.enter(connection).await;
@@ -132,7 +111,17 @@ impl Door {
                 let mut read = BytesMut::from(&head[..]);
                 read.extend_from_slice(&connection.read);
                 connection.read = read;
-                (self.http)(connection, peer).await;
+                let http = if connection.admin {
+                    &self.admin
+                } else {
+                    &self.public
+                };
+                http(connection, peer).await;
+            }
+            Ok(Decision::Socket(_)) if connection.admin => {
+                let refusal =
+                    Refusal::of("404 Not Found", "not_found", "no sockets are served here");
+                connection.refuse(&refusal).await;
             }
             Ok(Decision::Socket(upgrade)) => match self.admit(&upgrade.room) {
                 Ok((rule, slot)) => {
@@ -192,6 +181,48 @@ impl Door {
             None => Err(Refusal::unavailable("full", "the node is full")),
         }
     }
+}
+
+/// The service of an actix-web application. A request that asks for an upgrade comes out of `returning`.
+async fn http<S, B>(app: App<S>, returning: mpsc::UnboundedSender<Returning>) -> Http
+where
+    S: ServiceFactory<
+            ServiceRequest,
+            Config = (),
+            Response = ServiceResponse<B>,
+            Error = actix_web::Error,
+            InitError = (),
+        > + 'static,
+    B: MessageBody + 'static,
+{
+    let upgrade = fn_service(move |(request, framed): (Request, Framed)| {
+        let parts = framed.into_parts();
+        let mut connection = parts.io;
+        let mut read = BytesMut::from(&head_of(&request)[..]);
+        read.extend_from_slice(&parts.read_buf);
+        read.extend_from_slice(&connection.read);
+        connection.read = read;
+        let _ = returning.send(Returning(connection));
+        std::future::ready(Ok::<_, actix_web::Error>(()))
+    });
+    let factory = HttpService::build()
+        // Between 1 and 999 ms actix-http forgets connections for ever; with 0 it closes at once.
+        .client_disconnect_timeout(std::time::Duration::ZERO)
+        .finish(map_config(app.into_factory(), |()| AppConfig::default()))
+        .upgrade(Some(upgrade));
+    let service = factory.new_service(()).await;
+    let service = Rc::new(service.expect("the application has no fallible parts"));
+    Box::new(move |connection, peer| {
+        let service = Rc::clone(&service);
+        Box::pin(async move {
+            let served = service
+                .call((connection, Protocol::Http1, Some(peer)))
+                .await;
+            if let Err(error) = served {
+                debug!(%error, "http connection");
+            }
+        })
+    })
 }
 
 type Framed = actix_codec::Framed<Replay, h1::Codec>;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -95,12 +95,13 @@ fn serve(Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         None => info!("no configuration file: defaults, environment and flags"),
     }
     raise_file_limit(&config);
-    let listen = config.listen;
-    let listener = listen_on(&config).with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = listen_on(config.listen)?;
+    let admin = config.admin.listen.map(listen_on).transpose()?;
     actix_rt::System::new().block_on(async move {
         let address = listener.local_addr()?;
-        let (open, name) = (config.rules.open(), config.cluster.nats.is_empty());
-        let server = Server::start(config, listener).await?;
+        let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        let (open, alone) = (config.rules.open(), config.cluster.nats.is_empty());
+        let server = Server::start(config, listener, admin).await?;
         println!(
             "unisono {}, node {}",
             env!("CARGO_PKG_VERSION"),
@@ -112,7 +113,10 @@ fn serve(Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
             println!("  chat page   http://{address}/   (open it in two tabs)");
             warn_open(address.ip().is_loopback());
         }
-        if name {
+        if let Some(address) = admin_address {
+            println!("  metrics     http://{address}/metrics");
+        }
+        if alone {
             info!("no cluster.nats: this node is alone");
         }
         wait_for_end(&server).await
@@ -149,14 +153,17 @@ fn warn_open(loopback: bool) {
 }
 
 /// As `TcpListener::bind`, with a longer backlog: after a restart, everybody comes at once.
-fn listen_on(config: &Config) -> anyhow::Result<TcpListener> {
+fn listen_on(address: SocketAddr) -> anyhow::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
-    let domain = Domain::for_address(config.listen);
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&config.listen.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    let listen = || {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        std::io::Result::Ok(socket.into())
+    };
+    listen().with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Connections that the kernel keeps until they are accepted; it may take fewer (`net.core.somaxconn`).

@@ -38,15 +38,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const ALONE_PAYLOAD_MAX: usize = usize::MAX;
 
 impl Server {
-    /// Starts a node that serves on `listener`. Must be called in an actix system.
+    /// Starts a node that serves on `listener`, and administrators on a listener of their own where there
+    /// is one. Must be called in an actix system.
     ///
     /// # Errors
     ///
     /// When a file that the configuration names cannot be read, or the listener not be used.
-    pub async fn start(config: Config, listener: TcpListener) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+    ) -> anyhow::Result<Self> {
         let nats = nats_config(&config)?;
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let mut listeners = Vec::new();
+        for (listener, admin) in [(Some(listener), false), (admin, true)] {
+            if let Some(listener) = listener {
+                listener.set_nonblocking(true)?;
+                listeners.push((tokio::net::TcpListener::from_std(listener)?, admin));
+            }
+        }
         let node_id = NodeId::new(rand::random());
         let started_at_ms = now_ms();
         let counts = Arc::new(Counts::default());
@@ -113,7 +123,10 @@ impl Server {
             // The thread lives on without its handle.
             drop(worker.arbiter);
         }
-        actix_rt::spawn(accept(listener, doors, Arc::clone(&app.shared)));
+        for (listener, admin) in listeners {
+            let shared = Arc::clone(&app.shared);
+            actix_rt::spawn(accept(listener, admin, doors.clone(), shared));
+        }
         Ok(Self { app })
     }
 
@@ -157,6 +170,7 @@ impl Server {
 /// Gives each connection to the worker whose turn it is. What is above `sockets.connections` is closed.
 async fn accept(
     listener: tokio::net::TcpListener,
+    admin: bool,
     doors: Vec<mpsc::Sender<Connection>>,
     shared: Arc<Shared>,
 ) {
@@ -179,7 +193,16 @@ async fn accept(
             continue;
         };
         let door = &doors[turn.fetch_add(1, Ordering::Relaxed) % doors.len()];
-        if door.send(Connection { stream, peer, slot }).await.is_err() {
+        if door
+            .send(Connection {
+                stream,
+                peer,
+                admin,
+                slot,
+            })
+            .await
+            .is_err()
+        {
             error!("a worker is gone; the node stops");
             std::process::exit(EXIT_SOFTWARE);
         }

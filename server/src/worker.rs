@@ -33,6 +33,8 @@ pub struct Connection {
     pub stream: std::net::TcpStream,
     /// The other end.
     pub peer: SocketAddr,
+    /// Whether it came in by the administrators' address.
+    pub admin: bool,
     /// Its place among the connections that are no sockets.
     pub slot: Slot,
 }
@@ -94,12 +96,12 @@ async fn serve(worker: Rc<Worker>, mut connections: mpsc::Receiver<Connection>) 
                 actix_rt::spawn(async move { door.enter(connection).await });
             }
             connection = connections.recv() => {
-                let Some(Connection { stream, peer, slot }) = connection else {
+                let Some(Connection { stream, peer, admin, slot }) = connection else {
                     return;
                 };
                 match TcpStream::from_std(stream) {
                     Ok(stream) => {
-                        actix_rt::spawn(async move { door.greet(stream, peer, slot).await });
+                        actix_rt::spawn(async move { door.greet(stream, peer, admin, slot).await });
                     }
                     Err(error) => error!(%error, "a connection cannot be used"),
                 }

@@ -72,19 +72,6 @@ pub(super) struct Membership {
     room: String,
 }
 
-/// One request of a batch.
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Batched<'a> {
-    #[serde(borrow)]
-    Emit(Emit<'a>),
-    Publish(Publish<'a>),
-    Broadcast(Broadcast<'a>),
-    Disconnect(Disconnect),
-    Join(Membership),
-    Leave(Membership),
-}
-
 /// Whom a request to disconnect means.
 pub(super) enum Whom {
     Sockets(Vec<String>),

@@ -1,0 +1,285 @@
+//! The configuration: where it comes from, which source wins, and what is refused.
+
+use std::fs;
+use std::process::Output;
+
+use tempfile::TempDir;
+use unisono_tests::{Node, unisono};
+
+/// Runs `unisono` to its end, with this file as its configuration.
+fn run(args: &[&str], file: &str, env: &[(&str, &str)]) -> Output {
+    let directory = TempDir::with_prefix("unisono-config-").expect("a temporary directory");
+    let path = directory.path().join("mine.toml");
+    fs::write(&path, file).expect("a file in the test's own directory");
+    let mut command = unisono();
+    command
+        .current_dir(directory.path())
+        .args(args)
+        .arg("--config")
+        .arg(&path);
+    command.envs(env.iter().copied());
+    command.output().expect("unisono runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs it, expects exit status 64, and returns what it said.
+fn refused(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
+    let output = run(args, file, env);
+    let said = text(&output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(64),
+        "{said}{}",
+        text(&output.stdout)
+    );
+    said
+}
+
+/// Runs it, expects exit status 0, and returns what it printed.
+fn accepted(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
+    let output = run(args, file, env);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+const MISTAKES: &str = r#"
+    listen = "nonsense"
+    typo_at_the_top = 1
+    [cluster]
+    name = "has.dots"
+    [sockets]
+    ping_interval = "25 parsecs"
+    message_bytes = "a lot"
+    max = "many"
+    typo_inside = true
+    [log]
+    level = "deafening"
+    [[rooms]]
+    pattern = "no-slash"
+    client_events = "shout"
+    [typo_section]
+    x = 1
+"#;
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    for command in ["serve", "check-config"] {
+        let said = refused(&[command], MISTAKES, &[]);
+        assert!(said.contains("mine.toml"), "{said}");
+        for key in [
+            "listen",
+            "typo_at_the_top",
+            "cluster.name",
+            "sockets.ping_interval",
+            "sockets.message_bytes",
+            "sockets.max",
+            "sockets.typo_inside",
+            "log.level",
+            "client_events",
+            "typo_section",
+        ] {
+            assert!(
+                said.contains(key),
+                "{command}: nothing about {key} in:\n{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_refused_with_the_line() {
+    let said = refused(
+        &["check-config"],
+        "listen = \"127.0.0.1:0\"\n[sockets\n",
+        &[],
+    );
+    assert!(said.contains("mine.toml") && said.contains('2'), "{said}");
+}
+
+#[test]
+fn a_file_that_is_named_but_not_there_is_refused() {
+    let mut command = unisono();
+    let output = command
+        .args(["check-config", "--config", "not-there.toml"])
+        .output();
+    let output = output.expect("unisono runs");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("not-there.toml"), "{said}");
+}
+
+#[test]
+fn a_variable_that_is_not_known_is_refused() {
+    let said = refused(&["check-config"], "", &[("UNISONO__SOCKETS__MAXX", "1")]);
+    assert!(said.contains("UNISONO__SOCKETS__MAXX"), "{said}");
+
+    let said = refused(&["check-config"], "", &[("UNISONO__SOCKETS__MAX", "many")]);
+    assert!(said.contains("UNISONO__SOCKETS__MAX"), "{said}");
+}
+
+#[test]
+fn mistakes_of_file_and_environment_come_together() {
+    let file = "[sockets]\ntypo_inside = 1\n";
+    let said = refused(&["check-config"], file, &[("UNISONO__LOG__TYPO", "1")]);
+    assert!(
+        said.contains("typo_inside") && said.contains("UNISONO__LOG__TYPO"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_a_flag_over_both() {
+    let file = "listen = \"127.0.0.1:1111\"\n[sockets]\nmax = 1111\n";
+    let env = [
+        ("UNISONO__LISTEN", "127.0.0.1:2222"),
+        ("UNISONO__SOCKETS__MAX", "2222"),
+    ];
+
+    let printed = accepted(&["config"], file, &[]);
+    assert!(
+        printed.contains("127.0.0.1:1111") && printed.contains("max = 1111"),
+        "{printed}"
+    );
+
+    let printed = accepted(&["config"], file, &env);
+    assert!(
+        printed.contains("127.0.0.1:2222") && printed.contains("max = 2222"),
+        "{printed}"
+    );
+    assert!(!printed.contains("1111"), "{printed}");
+
+    let printed = accepted(&["config", "--listen", "127.0.0.1:3333"], file, &env);
+    assert!(
+        printed.contains("127.0.0.1:3333") && printed.contains("max = 2222"),
+        "{printed}"
+    );
+    assert!(!printed.contains("127.0.0.1:2222"), "{printed}");
+}
+
+#[test]
+fn a_list_in_the_environment_is_separated_by_commas_or_toml() {
+    for list in ["nats://a:1,nats://b:2", r#"["nats://a:1", "nats://b:2"]"#] {
+        let printed = accepted(&["config"], "", &[("UNISONO__CLUSTER__NATS", list)]);
+        assert!(
+            printed.contains("nats://a:1") && printed.contains("nats://b:2"),
+            "{printed}"
+        );
+    }
+}
+
+#[test]
+fn the_printed_configuration_is_complete_and_hides_secrets() {
+    let secret = "a-very-secret-key-0123456789abcdef0123";
+    let printed = accepted(&["config"], &format!("[api]\nkeys = [\"{secret}\"]\n"), &[]);
+
+    assert!(!printed.contains(secret), "{printed}");
+    for key in [
+        "listen",
+        "[cluster]",
+        "name",
+        "nats",
+        "[sockets]",
+        "max",
+        "greeting",
+        "ping_interval",
+        "pong_timeout",
+        "message_bytes",
+        "queue_bytes",
+        "rooms_per_socket",
+        "[api]",
+        "keys",
+        "[drain]",
+        "delay",
+        "window",
+        "[log]",
+        "level",
+        "format",
+    ] {
+        assert!(printed.contains(key), "no {key} in:\n{printed}");
+    }
+    assert!(
+        printed.lines().any(|line| line.contains('#')),
+        "no comments in:\n{printed}"
+    );
+}
+
+#[test]
+fn the_printed_configuration_is_one_that_is_accepted() {
+    let file = "[sockets]\nmax = 7\n[[rooms]]\npattern = \"/x/{id}\"\nclient_events = \"echo\"\n";
+    let printed = accepted(&["config"], file, &[]);
+
+    let again = accepted(&["config"], &printed, &[]);
+
+    assert_eq!(printed, again);
+}
+
+#[test]
+fn secrets_are_hidden_in_complaints_too() {
+    let secret = "short";
+    let file = format!("[api]\nkeys = [\"{secret}\"]\ntypo_inside = \"s3cr3t\"\n");
+    let said = refused(&["check-config"], &file, &[]);
+    assert!(said.contains("typo_inside"), "{said}");
+    assert!(!said.contains("s3cr3t"), "{said}");
+}
+
+#[test]
+fn what_is_right_is_said_to_be_right() {
+    accepted(&["check-config"], "", &[]);
+    accepted(
+        &["check-config"],
+        "[sockets]\nping_interval = \"500ms\"\nmessage_bytes = \"1MiB\"\n",
+        &[],
+    );
+}
+
+#[test]
+fn the_help_is_everywhere_and_wrong_use_is_64() {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["config", "--help"],
+        &["check-config", "--help"],
+    ] {
+        let output = unisono().args(args).output().expect("unisono runs");
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(text(&output.stdout).contains("Usage"), "{args:?}");
+    }
+    for args in [&["nonsense"][..], &["--nonsense"], &["config", "stray"]] {
+        let output = unisono().args(args).output().expect("unisono runs");
+        assert_eq!(
+            output.status.code(),
+            Some(64),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_error_with_its_address() {
+    let node = Node::alone("").await;
+    let file = format!("listen = \"127.0.0.1:{}\"", node.port());
+
+    let output = run(&["serve"], &file, &[]);
+
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains(&node.port().to_string()), "{said}");
+}
+
+#[tokio::test]
+async fn a_first_try_says_that_it_is_open() {
+    let mut open = Node::alone("").await;
+    let mut ruled = Node::alone("[[rooms]]\npattern = \"/x\"").await;
+
+    let said = |node: &mut Node| node.process().stdout() + &node.process().stderr();
+    assert!(said(&mut open).contains("open mode"), "{}", said(&mut open));
+    assert!(
+        !said(&mut ruled).contains("open mode"),
+        "{}",
+        said(&mut ruled)
+    );
+}

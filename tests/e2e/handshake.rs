@@ -1,0 +1,312 @@
+//! The door: which requests become a socket, which an HTTP answer, and which neither.
+
+use serde_json::Value;
+use unisono_tests::{Node, Opcode, Response, eventually, frame, upgrade_request};
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// A request line and headers, with the line ends of HTTP.
+fn request(line: &str, headers: &[&str]) -> String {
+    let mut text = format!("{line}\r\n");
+    for header in headers {
+        text.push_str(header);
+        text.push_str("\r\n");
+    }
+    text.push_str("\r\n");
+    text
+}
+
+async fn ask(node: &Node, request: &str) -> Response {
+    let mut wire = node.wire().await;
+    wire.send(request).await;
+    wire.response().await
+}
+
+#[tokio::test]
+async fn what_is_not_a_valid_upgrade_is_refused_before_the_101() {
+    let node = Node::alone("").await;
+    let get = "GET /x HTTP/1.1";
+    let (host, connection, upgrade) = (
+        "Host: 127.0.0.1",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+    );
+    let (version, key) = (
+        "Sec-WebSocket-Version: 13",
+        &format!("Sec-WebSocket-Key: {KEY}"),
+    );
+    let short_key = "Sec-WebSocket-Key: x";
+    let long_key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZTEyMw==";
+
+    for (what, line, headers) in [
+        (
+            "a key that is no key",
+            get,
+            vec![host, connection, upgrade, version, short_key],
+        ),
+        (
+            "a key of 19 bytes",
+            get,
+            vec![host, connection, upgrade, version, long_key],
+        ),
+        ("no key", get, vec![host, connection, upgrade, version]),
+        ("no host", get, vec![connection, upgrade, version, key]),
+        (
+            "two hosts",
+            get,
+            vec![host, "Host: b", connection, upgrade, version, key],
+        ),
+    ] {
+        let response = ask(&node, &request(line, &headers)).await;
+        assert_eq!(response.status, 400, "{what}: {response:?}");
+    }
+
+    let other_upgrade = "Upgrade: notwebsocketreally";
+    for (what, line, headers) in [
+        (
+            "another upgrade",
+            get,
+            vec![host, connection, other_upgrade, version, key],
+        ),
+        ("no upgrade", get, vec![host, connection, version, key]),
+        ("no connection", get, vec![host, upgrade, version, key]),
+        (
+            "another method",
+            "POST /x HTTP/1.1",
+            vec![host, connection, upgrade, version, key, "Content-Length: 0"],
+        ),
+    ] {
+        let response = ask(&node, &request(line, &headers)).await;
+        assert!(
+            (400..500).contains(&response.status),
+            "{what}: {response:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_version_is_told_which_one_is_spoken() {
+    let node = Node::alone("").await;
+    for version in ["8", "99", "0", "x"] {
+        let request = upgrade_request("/x").replace("Version: 13", &format!("Version: {version}"));
+        let response = ask(&node, &request).await;
+        assert_eq!(response.status, 426, "version {version}: {response:?}");
+        assert_eq!(
+            response.header("sec-websocket-version"),
+            Some("13"),
+            "version {version}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn refusals_have_an_error_body() {
+    let node = Node::alone("").await;
+    let bad_key = upgrade_request("/x").replace(KEY, "x");
+    let bad_version = upgrade_request("/x").replace("Version: 13", "Version: 8");
+
+    for request in [bad_key, bad_version] {
+        let response = ask(&node, &request).await;
+        let body: Value = serde_json::from_str(&response.body).expect("a JSON body");
+        assert!(body["error"]["code"].is_string(), "{body}");
+        assert!(body["error"]["message"].is_string(), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_browsers_and_proxies_send_is_accepted() {
+    let node = Node::alone("").await;
+    let plain = upgrade_request("/x");
+    for (what, request) in [
+        ("the example of the RFC", plain.clone()),
+        (
+            "Firefox",
+            plain.replace("Connection: Upgrade", "Connection: keep-alive, Upgrade"),
+        ),
+        (
+            "other case",
+            plain.replace("Upgrade: websocket", "upgrade: WebSocket"),
+        ),
+        (
+            "HTTP/1.0, as nginx speaks by default",
+            plain.replace("HTTP/1.1", "HTTP/1.0"),
+        ),
+        ("compression offered", {
+            let offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+            format!("{}{offer}", &plain[..plain.len() - 2])
+        }),
+    ] {
+        let response = ask(&node, &request).await;
+        assert_eq!(
+            (response.status, response.version.as_str()),
+            (101, "HTTP/1.1"),
+            "{what}"
+        );
+        let accept = response.header("sec-websocket-accept");
+        assert_eq!(accept, Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{what}");
+        let upgrade = response.header("upgrade").unwrap_or_default();
+        assert!(
+            upgrade.eq_ignore_ascii_case("websocket"),
+            "{what}: {response:?}"
+        );
+        let connection = response.header("connection").unwrap_or_default();
+        assert!(
+            connection.eq_ignore_ascii_case("upgrade"),
+            "{what}: {response:?}"
+        );
+        assert_eq!(response.header("sec-websocket-extensions"), None, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_header_that_a_proxy_put_on_a_plain_request_does_no_harm() {
+    let node = Node::alone("").await;
+    let headers = [
+        "Host: 127.0.0.1",
+        "Connection: upgrade",
+        "Upgrade: websocket",
+    ];
+
+    let response = ask(&node, &request("GET /health/live HTTP/1.1", &headers)).await;
+
+    assert_eq!(response.status, 200, "{response:?}");
+}
+
+#[tokio::test]
+async fn a_connection_may_be_upgraded_after_a_plain_request() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+
+    for _ in 0..2 {
+        wire.send(request("GET /health/live HTTP/1.1", &["Host: 127.0.0.1"]))
+            .await;
+        assert_eq!(wire.response().await.status, 200);
+    }
+    wire.upgrade("/x").await;
+
+    assert!(wire.text().await.contains("unisono:open"));
+    wire.send(frame(Opcode::Ping, b"alive")).await;
+    assert_eq!(wire.frame().await.payload, b"alive");
+}
+
+#[tokio::test]
+async fn a_head_may_come_byte_by_byte() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+
+    for byte in upgrade_request("/x").as_bytes() {
+        wire.send([*byte]).await;
+    }
+
+    assert_eq!(wire.response().await.status, 101);
+    assert!(wire.text().await.contains("unisono:open"));
+}
+
+#[tokio::test]
+async fn frames_may_come_with_the_head() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+    let mut bytes = upgrade_request("/x").into_bytes();
+    bytes.extend(frame(
+        Opcode::Text,
+        br#"{"event":"unisono:ping","id":"early"}"#,
+    ));
+    bytes.extend(frame(Opcode::Ping, b"early"));
+
+    wire.send(bytes).await;
+
+    assert_eq!(wire.response().await.status, 101);
+    let mut seen = vec![];
+    while seen.len() < 3 {
+        let payload = wire.frame().await.payload;
+        seen.push(String::from_utf8(payload).expect("all of it is UTF-8"));
+    }
+    assert!(
+        seen.iter().any(|text| text.contains("unisono:open")),
+        "{seen:?}"
+    );
+    assert!(
+        seen.iter().any(|text| text.contains("unisono:ack")),
+        "{seen:?}"
+    );
+    assert!(seen.iter().any(|text| text == "early"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let node = Node::alone("").await;
+    let long_path = upgrade_request(&format!("/{}", "x".repeat(300 * 1024)));
+    let padding = format!("X-Padding: {}\r\n\r\n", "x".repeat(300 * 1024));
+    let plain = upgrade_request("/x");
+    let long_header = format!("{}{padding}", &plain[..plain.len() - 2]);
+
+    for request in [long_path, long_header] {
+        let mut wire = node.wire().await;
+        // The server need not read it to the end.
+        let _ = wire.try_send(request).await;
+        let answer = String::from_utf8_lossy(&wire.rest().await).into_owned();
+        let status = answer.split(' ').nth(1);
+        assert!(matches!(status, Some("400" | "414" | "431")), "{answer}");
+    }
+    node.client("/x")
+        .await
+        .ack("unisono:ping", Value::Null)
+        .await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_room_name_is_refused() {
+    let node = Node::alone("").await;
+    for path in [
+        "/%ff",
+        "/%00",
+        "/a%0Ab",
+        "/%",
+        &format!("/{}", "x".repeat(200)),
+    ] {
+        let response = ask(&node, &upgrade_request(path)).await;
+        assert_eq!(response.status, 400, "{path}: {response:?}");
+    }
+    let longest = format!("/{}", "x".repeat(199));
+    assert_eq!(ask(&node, &upgrade_request(&longest)).await.status, 101);
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut_off() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+
+    wire.send("GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n").await;
+
+    let answer = String::from_utf8_lossy(&wire.rest().await).into_owned();
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_node_says_when_to_come_back() {
+    let node = Node::alone("[sockets]\nmax = 2").await;
+    let a = node.client("/x").await;
+    let mut b = node.client("/x").await;
+
+    let response = ask(&node, &upgrade_request("/x")).await;
+    assert_eq!(response.status, 503, "{response:?}");
+    let retry_after = response
+        .header("retry-after")
+        .and_then(|seconds| seconds.parse::<u32>().ok());
+    assert!(retry_after.is_some(), "{response:?}");
+    b.ack("unisono:ping", Value::Null).await;
+
+    drop(a);
+    eventually("a place is free again", async || {
+        let response = ask(&node, &upgrade_request("/x")).await;
+        if response.status == 101 {
+            Ok(())
+        } else {
+            Err(response)
+        }
+    })
+    .await;
+}

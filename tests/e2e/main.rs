@@ -1,0 +1,11 @@
+//! The end-to-end suites: what the contract promises, asked of real processes.
+
+mod bad_input;
+mod cluster;
+mod config;
+mod faults;
+mod handshake;
+mod harness;
+mod http;
+mod nginx;
+mod sockets;

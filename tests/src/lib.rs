@@ -1,0 +1,28 @@
+//! Drives the whole product from outside: real processes, real NATS, real nginx, foreign clients.
+//!
+//! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
+//! protocol, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
+//! files live in a directory that goes away, and every process dies with the value that stands for it.
+//! What a test cannot wait for by reading an answer it waits for with [`eventually`].
+
+mod eventually;
+mod process;
+
+mod nats;
+mod nginx;
+mod node;
+mod sandbox;
+
+mod api;
+mod client;
+mod wire;
+
+pub use api::{Answer, Api};
+pub use client::{Client, Event, Refusal};
+pub use eventually::{Outcome, PATIENCE, eventually, within};
+pub use nats::{Nats, NatsConfig};
+pub use nginx::Nginx;
+pub use node::{Node, NodeConfig, unisono};
+pub use process::{Process, free_port};
+pub use sandbox::{Sandbox, SandboxConfig};
+pub use wire::{Frame, Opcode, Response, Wire, frame, head, upgrade_request};

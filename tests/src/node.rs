@@ -1,0 +1,306 @@
+//! One node of the cluster: the binary `unisono` with a configuration of the test's own.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::{Api, Client, Process, Wire, eventually, within};
+
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running `unisono`, killed on drop.
+#[derive(Debug)]
+pub struct Node {
+    config: NodeConfig,
+    // Before the directory: its last words are read from there.
+    process: Process,
+    directory: TempDir,
+    port: u16,
+    api: Api,
+}
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    name: String,
+    nats: Vec<String>,
+    keys: Vec<String>,
+    cluster: String,
+    toml: String,
+    env: Vec<(String, String)>,
+    args: Vec<String>,
+}
+
+// === impl NodeConfig ===
+
+impl NodeConfig {
+    /// The NATS servers it joins; none is a node alone.
+    #[must_use]
+    pub fn nats<I: IntoIterator<Item = S>, S: Into<String>>(mut self, urls: I) -> Self {
+        self.nats = urls.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// An API key it accepts; the node's [`Api`] uses the first one.
+    #[must_use]
+    pub fn key(mut self, key: &str) -> Self {
+        self.keys.push(key.to_owned());
+        self
+    }
+
+    /// More lines for the section `[cluster]`.
+    #[must_use]
+    pub fn cluster(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.cluster, "{lines}");
+        self
+    }
+
+    /// More sections: any but `[cluster]` and `[api]`.
+    #[must_use]
+    pub fn toml(mut self, sections: &str) -> Self {
+        let _ = writeln!(self.toml, "{sections}");
+        self
+    }
+
+    /// One environment variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(self) -> Node {
+        let node = self.start_live().await;
+        within(START_PATIENCE, "the node is ready", async || {
+            let ready = node.api.get("/health/ready").await;
+            if ready.status == 200 {
+                Ok(())
+            } else {
+                Err(ready)
+            }
+        })
+        .await;
+        node
+    }
+
+    /// Starts it and waits only until it lives: for a node whose NATS is away.
+    pub async fn start_live(self) -> Node {
+        let directory = TempDir::with_prefix("unisono-node-").expect("a temporary directory");
+        Node::run(self, directory).await
+    }
+
+    /// The file as it is written for the node.
+    pub fn text(&self) -> String {
+        let Self {
+            name,
+            nats,
+            keys,
+            cluster,
+            toml,
+            ..
+        } = self;
+        format!(
+            "listen = \"127.0.0.1:0\"\n\n\
+             [cluster]\nname = \"unisono\"\nnode_name = \"{name}\"\nnats = {nats:?}\n{cluster}\n\
+             [api]\nkeys = {keys:?}\n\n\
+             {toml}"
+        )
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    /// A configuration to build on; nothing but the name is set.
+    pub fn config(name: &str) -> NodeConfig {
+        NodeConfig {
+            name: name.to_owned(),
+            nats: vec![],
+            keys: vec![],
+            cluster: String::new(),
+            toml: String::new(),
+            env: vec![],
+            args: vec![],
+        }
+    }
+
+    /// One node without NATS, with these sections in its configuration.
+    pub async fn alone(toml: &str) -> Self {
+        Self::config("alone").toml(toml).start().await
+    }
+
+    async fn run(config: NodeConfig, directory: TempDir) -> Self {
+        let file = directory.path().join("unisono.toml");
+        fs::write(&file, config.text()).expect("a file in the test's own directory");
+        let mut command = unisono();
+        command
+            .current_dir(directory.path())
+            .arg("--config")
+            .arg(file);
+        command.args(&config.args).envs(config.env.iter().cloned());
+        let mut process = Process::spawn(&config.name, command, directory.path(), "");
+        let port = within(
+            START_PATIENCE,
+            "the node says where it listens",
+            async || {
+                process.must_run();
+                announced_port(&process.stdout())
+            },
+        )
+        .await;
+        let api = Api::new(
+            format!("http://127.0.0.1:{port}"),
+            config.keys.first().cloned(),
+        );
+        let node = Self {
+            config,
+            directory,
+            process,
+            port,
+            api,
+        };
+        within(START_PATIENCE, "the node lives", async || {
+            let live = node.api.get("/health/live").await;
+            if live.status == 200 {
+                Ok(())
+            } else {
+                Err(live)
+            }
+        })
+        .await;
+        node
+    }
+
+    /// The name it was given; [`Node::id`] is what it calls itself.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The node id of this run.
+    pub async fn id(&self) -> String {
+        let live = self.api.get("/health/live").await;
+        live.ok()["node"].as_str().expect("a node id").to_owned()
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `ws://127.0.0.1:<port><path>`.
+    pub fn url(&self, path: &str) -> String {
+        format!("ws://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Its HTTP API, with its first key where it has one.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// A client of the room at this path, greeted.
+    pub async fn client(&self, path: &str) -> Client {
+        Client::connect(&self.url(path)).await
+    }
+
+    /// A client that expects no greeting.
+    pub async fn ungreeted(&self, path: &str) -> Client {
+        Client::ungreeted(&self.url(path)).await
+    }
+
+    /// A bare TCP connection.
+    pub async fn wire(&self) -> Wire {
+        Wire::connect(self.port).await
+    }
+
+    /// The process, for signals and for what the system knows of it.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// SIGKILL: no goodbye.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) {
+        self.process.freeze();
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.process.thaw();
+    }
+
+    /// SIGTERM: drain and exit.
+    pub fn terminate(&self) {
+        self.process.terminate();
+    }
+
+    /// A new process with the same configuration, on a port of its own.
+    pub async fn restart(self) -> Self {
+        let Self {
+            config,
+            directory,
+            process,
+            ..
+        } = self;
+        drop(process);
+        let node = Self::run(config, directory).await;
+        eventually("the restarted node is ready", async || {
+            node.api.get("/health/ready").await.status == 200
+        })
+        .await;
+        node
+    }
+}
+
+/// The command `unisono`, without any variable of this process's environment that would configure it.
+///
+/// # Panics
+/// When the binary was not built.
+pub fn unisono() -> Command {
+    let mut command = Command::new(binary());
+    for (key, _) in env::vars_os() {
+        if key.to_string_lossy().starts_with("UNISONO_") {
+            command.env_remove(key);
+        }
+    }
+    command
+}
+
+fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("UNISONO_BIN") {
+        return path.into();
+    }
+    let this = env::current_exe().expect("the path of this program");
+    // A test runs from target/<profile>/deps, a program from target/<profile>.
+    let candidates = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("unisono"));
+    candidates
+        .into_iter()
+        .find(|path| path.is_file())
+        .expect("no unisono binary: run tests/run, or cargo build --workspace --bins first")
+}
+
+fn announced_port(stdout: &str) -> Option<u16> {
+    let (_, after) = stdout.split_once("ws://127.0.0.1:")?;
+    let (port, _) = after.split_once('/')?;
+    port.parse().ok()
+}

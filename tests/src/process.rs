@@ -1,0 +1,205 @@
+//! Child processes that die with their owner, and free ports for them.
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher};
+use std::net::{Ipv4Addr, TcpListener};
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually;
+
+/// A child process, its output kept in files; killed and reaped on drop.
+///
+/// When a test panics, the end of what the process wrote is printed.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    status: Option<ExitStatus>,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts the command with its output in `<directory>/<name>.out` and `.err`.
+    ///
+    /// # Panics
+    /// When the program cannot be started; `hint` says what to do about it.
+    pub fn spawn(name: &str, mut command: Command, directory: &Path, hint: &str) -> Self {
+        let stdout = directory.join(format!("{name}.out"));
+        let stderr = directory.join(format!("{name}.err"));
+        let create = |path: &Path| File::create(path).expect("a file in the test's own directory");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(create(&stdout))
+            .stderr(create(&stderr))
+            .spawn()
+            .unwrap_or_else(|error| {
+                let program = command.get_program().display();
+                panic!("cannot start {program}: {error}; {hint}")
+            });
+        Self {
+            name: name.to_owned(),
+            child,
+            stdout,
+            stderr,
+            status: None,
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the process has written to its standard output so far.
+    pub fn stdout(&self) -> String {
+        read(&self.stdout)
+    }
+
+    /// What the process has written to its standard error so far.
+    pub fn stderr(&self) -> String {
+        read(&self.stderr)
+    }
+
+    /// SIGTERM: asks it to end in good order.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// SIGSTOP: it stays there, and answers nothing. Returns when every thread has stopped.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        while !self.threads().all(|state| state == 'T') {
+            thread::yield_now();
+        }
+    }
+
+    /// SIGCONT: it goes on where it stopped.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if self.status().is_none() {
+            self.signal(Signal::KILL);
+            self.status = self.child.wait().ok();
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("waiting for an own child");
+        }
+        self.status
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn exited(&mut self) -> impl Future<Output = ExitStatus> {
+        let what = format!("{} exits ({})", self.name, Location::caller());
+        async move { eventually(&what, async || self.status()).await }
+    }
+
+    /// Panics with everything it wrote when it has ended already.
+    pub(crate) fn must_run(&mut self) {
+        if let Some(status) = self.status() {
+            panic!(
+                "{} ended at once: {status}\n{}{}",
+                self.name,
+                self.stdout(),
+                self.stderr()
+            );
+        }
+    }
+
+    /// CPU time used so far, in clock ticks (usually 10 ms each).
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = read(Path::new(&format!("/proc/{}/stat", self.pid())));
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<u64>().expect("ticks are a number"))
+            .sum()
+    }
+
+    /// Open file descriptors.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the process runs")
+            .count()
+    }
+
+    /// Resident memory in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number
+            .and_then(|kib| kib.parse().ok())
+            .expect("VmRSS is a number")
+    }
+
+    /// The state of each thread, as a letter.
+    fn threads(&self) -> impl Iterator<Item = char> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process runs");
+        let stats = tasks.flatten().map(|task| read(&task.path().join("stat")));
+        stats.filter_map(|stat| stat.rsplit(')').next()?.trim_start().chars().next())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process was not reaped yet");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            for (stream, text) in [("stdout", self.stdout()), ("stderr", self.stderr())] {
+                // How a nats-server introduces itself is of no interest.
+                let lines: Vec<&str> = text
+                    .lines()
+                    .filter(|line| !line.contains("[INF]"))
+                    .collect();
+                let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+                if !tail.is_empty() {
+                    eprintln!("--- {} {stream}\n{tail}", self.name);
+                }
+            }
+        }
+    }
+}
+
+/// A port on loopback that nobody listens on, for a server that must come back on the same one.
+///
+/// It is taken from below the range the kernel gives to clients: a node that dials an absent server
+/// there could otherwise be given that very port as its own, and talk to itself.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 15_000;
+    const COUNT: u16 = 15_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+        let random = RandomState::new().build_hasher().finish();
+        AtomicU16::new((random % u64::from(COUNT)) as u16)
+    });
+    (0..COUNT)
+        .map(|_| FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("one of 15000 ports is free")
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}

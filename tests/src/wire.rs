@@ -1,0 +1,369 @@
+//! A bare TCP connection: bytes as the test wrote them, for what no WebSocket library would send.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::Location;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::eventually::soon;
+
+const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+/// The key of the example in RFC 6455, and the accept value that belongs to it.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// A TCP connection to a server.
+#[derive(Debug)]
+pub struct Wire {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+/// An HTTP response head, and its body where it has a length.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// `HTTP/1.1` or `HTTP/1.0`.
+    pub version: String,
+    /// The status.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: String,
+}
+
+/// The kinds of frame of RFC 6455.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opcode {
+    /// The rest of a fragmented message.
+    Continuation = 0,
+    /// UTF-8.
+    Text = 1,
+    /// Bytes.
+    Binary = 2,
+    /// The last frame.
+    Close = 8,
+    /// Asks for a pong.
+    Ping = 9,
+    /// Answers a ping.
+    Pong = 10,
+}
+
+/// A frame that the server sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The last frame of its message.
+    pub fin: bool,
+    /// The four bits of the opcode.
+    pub opcode: u8,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// A client's frame: final, masked, its length in the shortest form.
+pub fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = head(0x80 | opcode as u8, payload.len() as u64);
+    bytes.extend(
+        payload
+            .iter()
+            .zip(MASK.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    bytes
+}
+
+/// The head of a masked frame with this first byte that declares this length.
+pub fn head(first: u8, length: u64) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match length {
+        0..126 => bytes.push(0x80 | length as u8),
+        126..0x1_0000 => {
+            bytes.push(0x80 | 126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 127);
+            bytes.extend(length.to_be_bytes());
+        }
+    }
+    bytes.extend(MASK);
+    bytes
+}
+
+// === impl Response ===
+
+impl Response {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+// === impl Wire ===
+
+impl Wire {
+    /// Connects to this port on loopback.
+    pub async fn connect(port: u16) -> Self {
+        Self::over(TcpSocket::new_v4().expect("a TCP socket"), port).await
+    }
+
+    /// Connects with the smallest receive buffer there is: little is on its way to one who does not read.
+    pub async fn narrow(port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("a TCP socket");
+        socket
+            .set_recv_buffer_size(2048)
+            .expect("a small receive buffer");
+        Self::over(socket, port).await
+    }
+
+    async fn over(socket: TcpSocket, port: u16) -> Self {
+        let stream = socket
+            .connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+            .await;
+        let stream = stream.unwrap_or_else(|error| panic!("connecting to port {port}: {error}"));
+        stream.set_nodelay(true).expect("a TCP option");
+        Self {
+            stream,
+            unread: vec![],
+        }
+    }
+
+    /// The port at this end.
+    pub fn local_port(&self) -> u16 {
+        self.stream.local_addr().expect("a connected socket").port()
+    }
+
+    /// Sends bytes.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes)
+            .await
+            .expect("the connection takes bytes");
+    }
+
+    /// Sends bytes to a server that may hang up on them.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await
+    }
+
+    /// Opens a WebSocket at this path, with the example key of the RFC.
+    #[track_caller]
+    pub fn upgrade(&mut self, path: &str) -> impl Future<Output = ()> {
+        let here = Location::caller();
+        let request = upgrade_request(path);
+        async move {
+            self.send(request).await;
+            let response = self.response().await;
+            assert_eq!(response.status, 101, "{here}: {}", response.body);
+            assert_eq!(
+                response.header("sec-websocket-accept"),
+                Some(ACCEPT),
+                "{here}"
+            );
+        }
+    }
+
+    /// Reads an HTTP response.
+    #[track_caller]
+    pub fn response(&mut self) -> impl Future<Output = Response> {
+        let here = Location::caller();
+        async move {
+            soon(
+                here,
+                || "an HTTP response".to_owned(),
+                self.read_response(here),
+            )
+            .await
+        }
+    }
+
+    /// Reads a frame.
+    #[track_caller]
+    pub fn frame(&mut self) -> impl Future<Output = Frame> {
+        let here = Location::caller();
+        async move { soon(here, || "a frame".to_owned(), self.read_frame(here)).await }
+    }
+
+    /// Reads a text frame.
+    #[track_caller]
+    pub fn text(&mut self) -> impl Future<Output = String> {
+        let here = Location::caller();
+        async move {
+            let frame = soon(here, || "a text frame".to_owned(), self.read_frame(here)).await;
+            assert_eq!(frame.opcode, Opcode::Text as u8, "{here}: {frame:?}");
+            String::from_utf8(frame.payload).expect("text frames are UTF-8")
+        }
+    }
+
+    /// Reads on until the close frame and returns its code and reason.
+    #[track_caller]
+    pub fn close(&mut self) -> impl Future<Output = (u16, String)> {
+        let here = Location::caller();
+        async move { soon(here, || "a close frame".to_owned(), self.read_close(here)).await }
+    }
+
+    /// Expects the server to have hung up, with nothing more to read.
+    #[track_caller]
+    pub fn expect_eof(&mut self) -> impl Future<Output = ()> {
+        let here = Location::caller();
+        async move {
+            let more = soon(here, || "the end".to_owned(), self.fill()).await;
+            assert!(
+                !more,
+                "{here}: more came: {:?}",
+                String::from_utf8_lossy(&self.unread)
+            );
+        }
+    }
+
+    /// Reads until the server hangs up, and returns what came.
+    #[track_caller]
+    pub fn rest(&mut self) -> impl Future<Output = Vec<u8>> {
+        let here = Location::caller();
+        async move {
+            soon(here, || "the end".to_owned(), async {
+                while self.fill().await {}
+            })
+            .await;
+            std::mem::take(&mut self.unread)
+        }
+    }
+
+    /// Reads until the server hangs up, and returns the whole frames that came.
+    #[track_caller]
+    pub fn frames(&mut self) -> impl Future<Output = Vec<Frame>> {
+        let rest = self.rest();
+        async move {
+            let (bytes, mut start) = (rest.await, 0);
+            let next = || {
+                let (frame, length) = parse_frame(&bytes[start..])?;
+                start += length;
+                Some(frame)
+            };
+            std::iter::from_fn(next).collect()
+        }
+    }
+
+    async fn read_close(&mut self, here: &Location<'_>) -> (u16, String) {
+        loop {
+            let frame = self.read_frame(here).await;
+            if frame.opcode == Opcode::Close as u8 {
+                let (code, reason) = frame
+                    .payload
+                    .split_at_checked(2)
+                    .unwrap_or((&[0x03, 0xed], &[]));
+                let reason = String::from_utf8(reason.to_vec()).expect("close reasons are UTF-8");
+                return (u16::from_be_bytes([code[0], code[1]]), reason);
+            }
+        }
+    }
+
+    async fn read_response(&mut self, here: &Location<'_>) -> Response {
+        let end = loop {
+            match self
+                .unread
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
+                Some(end) => break end,
+                None => self.more(here).await,
+            }
+        };
+        let head = String::from_utf8_lossy(&self.unread[..end]).into_owned();
+        self.unread.drain(..end + 4);
+        let mut lines = head.split("\r\n");
+        let mut first = lines.next().unwrap_or_default().splitn(3, ' ');
+        let version = first.next().unwrap_or_default().to_owned();
+        let status = first.next().and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("{here}: no HTTP response: {head}"));
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let mut response = Response {
+            version,
+            status,
+            headers,
+            body: String::new(),
+        };
+        let length = response.header("content-length").map_or(0, |length| {
+            length
+                .parse()
+                .unwrap_or_else(|_| panic!("{here}: a content length: {length}"))
+        });
+        while self.unread.len() < length {
+            self.more(here).await;
+        }
+        let body: Vec<u8> = self.unread.drain(..length).collect();
+        response.body = String::from_utf8_lossy(&body).into_owned();
+        response
+    }
+
+    async fn read_frame(&mut self, here: &Location<'_>) -> Frame {
+        loop {
+            match parse_frame(&self.unread) {
+                Some((frame, length)) => {
+                    self.unread.drain(..length);
+                    return frame;
+                }
+                None => self.more(here).await,
+            }
+        }
+    }
+
+    async fn more(&mut self, here: &Location<'_>) {
+        let got = self.fill().await;
+        assert!(
+            got,
+            "{here}: the server hung up after {:?}",
+            String::from_utf8_lossy(&self.unread)
+        );
+    }
+
+    /// Reads what there is; false at the end. A reset is an end too.
+    async fn fill(&mut self) -> bool {
+        self.stream
+            .read_buf(&mut self.unread)
+            .await
+            .is_ok_and(|read| read > 0)
+    }
+}
+
+/// The request that [`Wire::upgrade`] sends: the example of RFC 6455 with another path.
+pub fn upgrade_request(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    )
+}
+
+/// The first frame of these bytes and its length, once it is complete. A server masks nothing.
+fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
+    let (&[first, second], _) = bytes.split_first_chunk::<2>()?;
+    assert_eq!(second & 0x80, 0, "a server must not mask");
+    let (start, length) = match second {
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
+        ),
+        127 => (
+            10,
+            u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?) as usize,
+        ),
+        short => (2, usize::from(short)),
+    };
+    let payload = bytes.get(start..start + length)?.to_vec();
+    Some((
+        Frame {
+            fin: first & 0x80 != 0,
+            opcode: first & 0x0f,
+            payload,
+        },
+        start + length,
+    ))
+}
