@@ -86,7 +86,7 @@ impl Calls {
     /// An answer came.
     pub(crate) fn answer(&mut self, number: u64, from: NodeId, answer: Answer) {
         self.settle(number, from, |gathered| {
-            gathered.answers.push((from, answer))
+            gathered.answers.push((from, answer));
         });
     }
 
@@ -100,7 +100,7 @@ impl Calls {
     /// The message could not be sent.
     pub(crate) fn fail(&mut self, number: u64, node: NodeId, error: CallError) {
         self.settle(number, node, |gathered| {
-            gathered.missing.push((node, error))
+            gathered.missing.push((node, error));
         });
     }
 

@@ -1,6 +1,8 @@
 //! Simulated clusters: several nodes on the in-memory bus, in one thread, under a paused clock. Links are
 //! cut and healed; nothing here takes real time.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;

@@ -142,7 +142,7 @@ impl Unisono {
         except: Vec<SocketId>,
     ) -> Result<Sent, PublishError> {
         let mut replies = Vec::new();
-        for (publication, permit) in self.publications(to, payload, except)? {
+        for (publication, permit) in self.publications(to, &payload, &except)? {
             let delivery = Delivery::new(publication, self.shared.node, permit);
             let (reply, sent) = oneshot::channel();
             let publish = Publish::reported(delivery, Report::Sent(reply));
@@ -166,7 +166,7 @@ impl Unisono {
         except: Vec<SocketId>,
     ) -> Result<Partial<u64>, PublishError> {
         let mut replies = Vec::new();
-        for (publication, permit) in self.publications(to, payload, except)? {
+        for (publication, permit) in self.publications(to, &payload, &except)? {
             let publication = Publication {
                 confirm: true,
                 ..publication
@@ -295,8 +295,8 @@ impl Unisono {
     fn publications(
         &self,
         to: Vec<Audience>,
-        payload: Payload,
-        except: Vec<SocketId>,
+        payload: &Payload,
+        except: &[SocketId],
     ) -> Result<Vec<(Publication, Permit)>, PublishError> {
         // Ids cost their bytes and two of framing.
         if !self.shared.cluster.fits(payload.len() + except.len() * 18) {
@@ -307,7 +307,7 @@ impl Unisono {
             .map(|to| {
                 let permit = self.shared.budget.try_acquire(payload.len());
                 let publication = Publication {
-                    except: except.clone(),
+                    except: except.to_vec(),
                     once,
                     ..Publication::new(to, payload.clone())
                 };

@@ -174,7 +174,7 @@ impl Handler<Open> for Registry {
             wake: None,
         };
         self.sockets.insert(id, socket);
-        self.join(id, room, None);
+        self.join(id, &room, None);
     }
 }
 
@@ -198,7 +198,7 @@ impl Handler<Join> for Registry {
     type Result = ();
 
     fn handle(&mut self, Join(id, room): Join, _: &mut Context<Self>) {
-        self.join(id, room, None);
+        self.join(id, &room, None);
     }
 }
 
@@ -333,7 +333,7 @@ impl Handler<Ask> for Registry {
             Request::Join { to, room } => {
                 let vote = Vote::new(reply);
                 for id in to {
-                    self.join(id, room.clone(), Some(vote.clone()));
+                    self.join(id, &room, Some(vote.clone()));
                 }
                 return;
             }
@@ -392,12 +392,12 @@ impl Registry {
         }
     }
 
-    fn join(&mut self, id: SocketId, room: RoomName, done: Option<Vote>) {
+    fn join(&mut self, id: SocketId, room: &RoomName, done: Option<Vote>) {
         let rooms_max = self.shared.config.sockets.rooms_per_socket;
         let refused = match self.sockets.get(&id) {
             // The socket of a session that joins its first room is not open yet.
             Some(socket) if !socket.open && done.is_some() => Some(Status::NotFound),
-            Some(socket) if socket.rooms.contains(&room) => Some(Status::Delivered),
+            Some(socket) if socket.rooms.contains(room) => Some(Status::Delivered),
             Some(socket) if socket.rooms.len() >= rooms_max => Some(Status::Dropped),
             Some(_) => None,
             None => Some(Status::NotFound),
@@ -422,7 +422,7 @@ impl Registry {
             }
         });
         if entry.ready {
-            self.admit(id, &room, done);
+            self.admit(id, room, done);
         } else {
             entry.waiting.push(Waiting { id, done });
         }

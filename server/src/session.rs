@@ -547,7 +547,7 @@ impl Session {
             Incoming::Text(text) => {
                 self.on_client_event(None, Payload::Text(text.into_owned().into()));
             }
-            Incoming::Binary(_) if self.native() => self.refuse(Refusal {
+            Incoming::Binary(_) if self.native() => self.refuse(&Refusal {
                 id: None,
                 code: ErrorCode::BadMessage,
                 message: "messages are text frames".to_owned(),
@@ -572,7 +572,7 @@ impl Session {
     fn on_text(&mut self, text: &str, ctx: &mut Context<Self>) {
         let ClientMessage { id, command } = match ClientMessage::parse(text) {
             Ok(message) => message,
-            Err(refusal) => return self.refuse(refusal),
+            Err(refusal) => return self.refuse(&refusal),
         };
         let done = match command {
             Command::Event { name, data } => {
@@ -596,7 +596,7 @@ impl Session {
             }
         };
         if let Err((code, message)) = done {
-            self.refuse(Refusal {
+            self.refuse(&Refusal {
                 id,
                 code,
                 message: message.to_owned(),
@@ -624,12 +624,12 @@ impl Session {
             ClientEvents::Forward => return self.ack(id.as_ref(), Some("{}")),
             ClientEvents::Deny => {
                 let message = "clients send no events here";
-                return self.refuse(refusal(id, ErrorCode::Forbidden, message));
+                return self.refuse(&refusal(id, ErrorCode::Forbidden, message));
             }
         };
         if !self.rooms.contains(&self.home) {
             let message = "not a member of the room of the URL any more";
-            return self.refuse(refusal(id, ErrorCode::NotJoined, message));
+            return self.refuse(&refusal(id, ErrorCode::NotJoined, message));
         }
         let publication = Publication {
             from: Some(self.id),
@@ -728,7 +728,7 @@ impl Session {
     /// Sends a publication on its way, now or when the budget has room for it.
     fn publish(&mut self, publication: Publication, id: Option<ClientId>) {
         if !self.shared().cluster.fits(publication.payload.len()) {
-            return self.refuse(Refusal {
+            return self.refuse(&Refusal {
                 id,
                 code: ErrorCode::TooLarge,
                 message: "more than the bus takes".to_owned(),
@@ -769,9 +769,9 @@ impl Session {
     }
 
     /// Raw clients are not told: they understand no events of the server's.
-    fn refuse(&mut self, refusal: Refusal) {
+    fn refuse(&mut self, refusal: &Refusal) {
         if self.native() {
-            self.send_text(&error_text(&refusal));
+            self.send_text(&error_text(refusal));
         }
     }
 
