@@ -1,42 +1,38 @@
 //! The actor of one client connection. It owns the socket: reads frames and does what they ask, queues
 //! what it is handed and writes as fast as the client takes it, and ends when either side is done.
 
+mod commands;
 mod outbox;
+mod pump;
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
-use actix::fut::ActorFuture;
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use cluster::Permit;
 use proto::client::{
-    ClientId, ClientMessage, Command, ErrorCode, Refusal, ack_text, closing_text, error_text,
-    open_text, results_data, room_data,
+    ClientId, Refusal, ack_text, closing_text, error_text, open_text, results_data, room_data,
 };
-use proto::envelope::{Payload, Status};
-use proto::{Audience, Close, Publication, RoomName, SocketId};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use proto::envelope::Status;
+use proto::{Close, Publication, RoomName, SocketId};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
-use crate::delivery::Delivery;
-use crate::node::Publish;
-use crate::registry::{Closed, Join, Leave, Open, WakeAt};
-use crate::rules::{self, ClientEvents, Format, Rule};
+use crate::registry::{Closed, Open, WakeAt};
+use crate::rules::{Format, Rule};
 use crate::shared::{Shared, Slot};
 use crate::websocket::frame::{self, encode};
-use crate::websocket::{Decoder, Incoming, Opcode};
+use crate::websocket::{Decoder, Opcode};
 use crate::worker::Worker;
 
 use outbox::Outbox;
+use pump::Pump;
 
 /// Frames for the client; they are counted in the session's queue already.
 #[derive(Message)]
@@ -170,16 +166,6 @@ struct Stall {
     publication: Publication,
     id: Option<ClientId>,
     permit: Pin<Box<dyn Future<Output = Permit>>>,
-}
-
-/// Reads without a pause for others.
-const READS_PER_TURN: usize = 4;
-
-/// The size of the buffer that all sessions of a worker read into.
-const READ_BYTES: usize = 64 * 1024;
-
-thread_local! {
-    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
 impl Actor for Session {
@@ -538,227 +524,6 @@ fn take_waiting(
         .collect()
 }
 
-// === impl Session: what clients ask ===
-
-impl Session {
-    fn on_incoming(&mut self, incoming: Incoming<'_>, ctx: &mut Context<Self>) {
-        match incoming {
-            Incoming::Text(text) if self.native() => self.on_text(&text, ctx),
-            Incoming::Text(text) => {
-                self.on_client_event(None, Payload::Text(text.into_owned().into()));
-            }
-            Incoming::Binary(_) if self.native() => self.refuse(&Refusal {
-                id: None,
-                code: ErrorCode::BadMessage,
-                message: "messages are text frames".to_owned(),
-                event: None,
-            }),
-            Incoming::Binary(bytes) => {
-                self.on_client_event(None, Payload::Binary(bytes.into_owned().into()));
-            }
-            Incoming::Ping(payload) => self.push(encode(Opcode::Pong, &payload)),
-            Incoming::Pong => self.pinged = None,
-            Incoming::Close(close) => {
-                // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
-                let echo = close.map(|close| Close {
-                    reason: "".into(),
-                    ..close
-                });
-                self.close_with(frame::close(echo.as_ref()), true);
-            }
-        }
-    }
-
-    fn on_text(&mut self, text: &str, ctx: &mut Context<Self>) {
-        let ClientMessage { id, command } = match ClientMessage::parse(text) {
-            Ok(message) => message,
-            Err(refusal) => return self.refuse(&refusal),
-        };
-        let done = match command {
-            Command::Event { name, data } => {
-                self.on_client_event(id, Payload::Event { name, data });
-                return;
-            }
-            Command::Join(room) => self.on_join(room, id.clone()),
-            Command::Leave(room) => self.on_leave(room, id.clone()),
-            Command::Publish { room, name, data } => {
-                self.on_publish(room, Payload::Event { name, data }, id.clone())
-            }
-            Command::Emit { to, name, data } => {
-                self.on_emit(to, Payload::Event { name, data }, id.clone(), ctx)
-            }
-            Command::Ping(data) => {
-                let data = data
-                    .as_ref()
-                    .and_then(|data| std::str::from_utf8(data).ok());
-                self.ack(id.as_ref(), data);
-                return;
-            }
-        };
-        if let Err((code, message)) = done {
-            self.refuse(&Refusal {
-                id,
-                code,
-                message: message.to_owned(),
-                event: None,
-            });
-        }
-    }
-
-    /// An event of the application's own, or a bare frame: for the room of the URL.
-    fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload) {
-        let event = match &payload {
-            Payload::Event { name, .. } => Some(name.to_string()),
-            Payload::Text(_) | Payload::Binary(_) => None,
-        };
-        let refusal = |id, code, message: &str| Refusal {
-            id,
-            code,
-            message: message.to_owned(),
-            event: event.clone(),
-        };
-        let except = match self.rule.client_events {
-            ClientEvents::Relay => vec![self.id],
-            ClientEvents::Echo => Vec::new(),
-            // Handled, by an application that is not there yet.
-            ClientEvents::Forward => return self.ack(id.as_ref(), Some("{}")),
-            ClientEvents::Deny => {
-                let message = "clients send no events here";
-                return self.refuse(&refusal(id, ErrorCode::Forbidden, message));
-            }
-        };
-        if !self.rooms.contains(&self.home) {
-            let message = "not a member of the room of the URL any more";
-            return self.refuse(&refusal(id, ErrorCode::NotJoined, message));
-        }
-        let publication = Publication {
-            from: Some(self.id),
-            except,
-            ..Publication::new(Audience::Room(self.home.clone()), payload)
-        };
-        self.publish(publication, id);
-    }
-
-    fn on_join(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
-        let rule = self.find_rule(&room)?;
-        if !rule.join.by_client() {
-            return Err((ErrorCode::Forbidden, "clients may not join this room"));
-        }
-        if self.rooms.contains(&room) {
-            self.ack(id.as_ref(), Some(&room_data(&room)));
-            return Ok(());
-        }
-        if self.rooms.len() + self.joins.len() >= self.shared().config.sockets.rooms_per_socket {
-            return Err((ErrorCode::Forbidden, "this socket is in too many rooms"));
-        }
-        self.joins.push((room.clone(), id));
-        self.worker.registry.do_send(Join(self.id, room));
-        Ok(())
-    }
-
-    fn on_leave(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
-        let Some(index) = self.rooms.iter().position(|joined| *joined == room) else {
-            return Err((ErrorCode::NotJoined, "not a member of this room"));
-        };
-        self.rooms.remove(index);
-        self.leaves.push((room.clone(), id));
-        self.worker.registry.do_send(Leave(self.id, room));
-        Ok(())
-    }
-
-    fn on_publish(
-        &mut self,
-        room: RoomName,
-        payload: Payload,
-        id: Option<ClientId>,
-    ) -> Result<(), Denied> {
-        match self.find_rule(&room)?.publish {
-            rules::Publish::Anyone => {}
-            rules::Publish::Members if self.rooms.contains(&room) => {}
-            rules::Publish::Members => {
-                return Err((ErrorCode::NotJoined, "only members publish to this room"));
-            }
-            rules::Publish::None => {
-                return Err((ErrorCode::Forbidden, "clients may not publish to this room"));
-            }
-        }
-        let publication = Publication {
-            from: Some(self.id),
-            except: vec![self.id],
-            ..Publication::new(Audience::Room(room), payload)
-        };
-        self.publish(publication, id);
-        Ok(())
-    }
-
-    fn on_emit(
-        &mut self,
-        to: Vec<String>,
-        payload: Payload,
-        id: Option<ClientId>,
-        ctx: &mut Context<Self>,
-    ) -> Result<(), Denied> {
-        if !self.rule.emit {
-            return Err((ErrorCode::Forbidden, "clients may not emit here"));
-        }
-        if to.len() > self.shared().config.sockets.emit_ids {
-            return Err((ErrorCode::BadMessage, "too many ids in `to`"));
-        }
-        if !self.shared().cluster.fits(payload.len() + to.len() * 20) {
-            return Err((ErrorCode::TooLarge, "more than the bus takes"));
-        }
-        let results = self.worker.app.emit(to, payload, Some(self.id));
-        if let Some(id) = id {
-            self.emits_in_flight += 1;
-            let session = ctx.address();
-            actix_rt::spawn(async move {
-                let results = results.await;
-                session.do_send(Emitted { id, results });
-            });
-        }
-        Ok(())
-    }
-
-    fn find_rule(&self, room: &RoomName) -> Result<Arc<Rule>, Denied> {
-        let rules = &self.shared().config.rules;
-        let rule = rules.find(room).cloned();
-        rule.ok_or((ErrorCode::BadRoom, "there is no such room"))
-    }
-
-    /// Sends a publication on its way, now or when the budget has room for it.
-    fn publish(&mut self, publication: Publication, id: Option<ClientId>) {
-        if !self.shared().cluster.fits(publication.payload.len()) {
-            return self.refuse(&Refusal {
-                id,
-                code: ErrorCode::TooLarge,
-                message: "more than the bus takes".to_owned(),
-                event: None,
-            });
-        }
-        let budget = self.shared().budget.clone();
-        let bytes = publication.payload.len();
-        match budget.try_acquire(bytes) {
-            Some(permit) => self.published(publication, id.as_ref(), permit),
-            None => {
-                self.stall = Some(Stall {
-                    publication,
-                    id,
-                    permit: Box::pin(async move { budget.acquire(bytes).await }),
-                });
-            }
-        }
-    }
-
-    fn published(&mut self, publication: Publication, id: Option<&ClientId>, permit: Permit) {
-        let delivery = Delivery::new(publication, self.shared().node, permit);
-        self.worker.app.node.do_send(Publish::quietly(delivery));
-        self.ack(id, Some("{}"));
-    }
-}
-
-/// Why a rule says no.
-type Denied = (ErrorCode, &'static str);
-
 // === impl Session: sending ===
 
 impl Session {
@@ -788,160 +553,6 @@ impl Session {
             self.outbox.push(frame);
         } else {
             self.close_slow();
-        }
-    }
-}
-
-// === reading and writing ===
-
-/// Drives the connection whenever the actor is polled: after each message, and when the socket is ready.
-struct Pump;
-
-impl ActorFuture<Session> for Pump {
-    type Output = ();
-
-    fn poll(
-        self: Pin<&mut Self>,
-        session: &mut Session,
-        ctx: &mut Context<Session>,
-        task: &mut std::task::Context<'_>,
-    ) -> Poll<()> {
-        if session.drive(ctx, task).is_err() {
-            ctx.stop();
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-}
-
-/// The connection is over.
-struct Gone;
-
-impl Session {
-    fn drive(
-        &mut self,
-        ctx: &mut Context<Self>,
-        task: &mut std::task::Context<'_>,
-    ) -> Result<(), Gone> {
-        self.write(task)?;
-        if let Phase::Opening = self.phase {
-            return Ok(());
-        }
-        self.read(ctx, task)?;
-        self.write(task)?;
-        if let Phase::Closing(closing) = &mut self.phase {
-            if closing.deadline.as_mut().poll(task).is_ready() {
-                return Err(Gone);
-            }
-            if closing.deaf && !closing.shut && self.outbox.is_empty() {
-                closing.shut = match Pin::new(&mut self.stream).poll_shutdown(task) {
-                    Poll::Ready(result) => result.is_ok(),
-                    Poll::Pending => false,
-                };
-            }
-        } else if self.outbox.blocked_since().is_some() {
-            self.schedule();
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, task: &mut std::task::Context<'_>) -> Result<(), Gone> {
-        let written = self
-            .outbox
-            .write(&mut self.stream, task)
-            .map_err(|_| Gone)?;
-        if written > 0 {
-            self.queue.remove(written);
-        }
-        Ok(())
-    }
-
-    fn read(
-        &mut self,
-        ctx: &mut Context<Self>,
-        task: &mut std::task::Context<'_>,
-    ) -> Result<(), Gone> {
-        for _ in 0..READS_PER_TURN {
-            if !self.carry.is_empty() && self.may_read(task) {
-                let mut carry = std::mem::take(&mut self.carry);
-                self.take_in(&mut carry, ctx);
-            }
-            if !self.may_read(task) {
-                return Ok(());
-            }
-            let read = READ_BUFFER.with_borrow_mut(|buffer| {
-                let mut buffer = ReadBuf::new(buffer);
-                match Pin::new(&mut self.stream).poll_read(task, &mut buffer) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(Gone)),
-                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(Gone)),
-                    Poll::Ready(Ok(())) => {
-                        self.take_in(buffer.filled_mut(), ctx);
-                        Poll::Ready(Ok(()))
-                    }
-                }
-            });
-            match read {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(result) => result?,
-            }
-        }
-        // There may be more; others first.
-        task.waker().wake_by_ref();
-        Ok(())
-    }
-
-    /// Whether what the client sent may be looked at now.
-    fn may_read(&mut self, task: &mut std::task::Context<'_>) -> bool {
-        if self.is_closing() {
-            return true;
-        }
-        if let Some(stall) = &mut self.stall {
-            let Poll::Ready(permit) = stall.permit.as_mut().poll(task) else {
-                return false;
-            };
-            if let Some(stall) = self.stall.take() {
-                self.published(stall.publication, stall.id.as_ref(), permit);
-            }
-        }
-        self.emits_in_flight < self.shared().config.sockets.emits_in_flight
-    }
-
-    fn take_in(&mut self, mut input: &mut [u8], ctx: &mut Context<Self>) {
-        self.heard = Instant::now();
-        let emits_max = self.shared().config.sockets.emits_in_flight;
-        loop {
-            match &self.phase {
-                Phase::Closing(closing) if closing.deaf => return,
-                Phase::Closing(_) => {}
-                _ if self.stall.is_some() || self.emits_in_flight >= emits_max => {
-                    self.carry = input.to_vec();
-                    return;
-                }
-                _ => {}
-            }
-            let incoming = match self.decoder.next(&mut input) {
-                Ok(None) => return,
-                Ok(Some(incoming)) => incoming,
-                Err(close) => {
-                    debug!(socket = %self.id, code = close.code, "bad input");
-                    self.close_with(frame::close(Some(&close)), true);
-                    // If it was closing already, it is deaf from now on.
-                    self.deafen();
-                    return;
-                }
-            };
-            match (&self.phase, incoming) {
-                (Phase::Closing(_), Incoming::Close(_)) => self.deafen(),
-                (Phase::Closing(_), _) => {}
-                (_, incoming) => self.on_incoming(incoming, ctx),
-            }
-        }
-    }
-
-    fn deafen(&mut self) {
-        if let Phase::Closing(closing) = &mut self.phase {
-            closing.deaf = true;
         }
     }
 }

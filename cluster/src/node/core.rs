@@ -1,0 +1,374 @@
+//! The loop of a node's side of the bus, and its state.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proto::envelope::{Answer, Body, Heartbeat, Publication, Request};
+use proto::{Audience, NodeId, RoomName};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{
+    Command, Config, Event, Input, LIVENESS, Load, Parcel, RoomOp, TICK, Wanted, What, lock,
+};
+use crate::calls::Calls;
+use crate::interest::{Interest, Wish};
+use crate::link::{Change, Link};
+use crate::membership::Membership;
+use crate::missed::Missed;
+use crate::{Bus, CallError, Gathered, LinkState, Permit, Subject, Subjects};
+
+/// The loop and its state. It never waits for the network.
+pub(super) struct Core<B> {
+    pub(super) config: Config,
+    pub(super) bus: Rc<B>,
+    pub(super) subjects: Arc<Subjects>,
+    pub(super) load: Box<dyn Fn() -> Load + Send>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) rooms: mpsc::UnboundedSender<RoomOp>,
+    pub(super) urgent: mpsc::Sender<Parcel>,
+    pub(super) data: mpsc::Sender<Parcel>,
+    pub(super) link_state: watch::Sender<LinkState>,
+    pub(super) payload_max: Arc<AtomicUsize>,
+    pub(super) missed: Arc<Mutex<Missed>>,
+    pub(super) link: Link,
+    pub(super) membership: Membership,
+    pub(super) interest: Interest,
+    pub(super) calls: Calls,
+    /// The probes of the round under way: to the server, or to a peer.
+    pub(super) probes: HashMap<u64, Option<NodeId>>,
+    pub(super) heartbeat_due: Instant,
+    pub(super) overflows: u64,
+    /// From the return of the link to its proof, sockets are not told of the gap yet: it still grows.
+    pub(super) proving_link: bool,
+}
+
+impl<B: Bus> Core<B> {
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut wishes: mpsc::UnboundedReceiver<Wanted>,
+        mut inputs: mpsc::Receiver<Input>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let deadline = self.calls.next_deadline();
+            let call_over = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                Some(wanted) = wishes.recv() => self.on_wish(wanted).await,
+                Some(input) = inputs.recv() => self.on_input(input),
+                _ = tick.tick() => self.on_tick().await,
+                () = call_over => {}
+            }
+            let now = Instant::now();
+            self.calls.expire(now);
+            self.advance_round(now).await;
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Call(nodes, request, sender) => self.call(&nodes, &request, sender),
+            Command::CallAll(request, sender) => {
+                let peers: Vec<_> = self.membership.ids().collect();
+                self.call(&peers, &request, sender);
+            }
+            Command::PublishConfirmed(publication, permit, sender) => {
+                self.publish_confirmed(*publication, permit, sender);
+            }
+            Command::Peers(sender) => {
+                let _ = sender.send(self.membership.peers().cloned().collect());
+            }
+        }
+    }
+
+    fn call(&mut self, nodes: &[NodeId], request: &Request, sender: oneshot::Sender<Gathered>) {
+        let deadline = Instant::now() + self.config.call_timeout;
+        let call = self.calls.open(nodes.iter().copied(), sender, deadline);
+        for node in nodes {
+            self.send_request(call, *node, request.clone());
+        }
+        self.calls.finish(call);
+    }
+
+    fn send_request(&mut self, call: u64, node: NodeId, request: Request) {
+        let number = self.calls.message(call, Some(node));
+        let parcel = Parcel {
+            subject: self.subjects.request(node),
+            reply: Some(self.subjects.reply(self.config.node, number)),
+            what: What::Body(Box::new(Body::Request(request)), None),
+        };
+        let there = self.link.state() == LinkState::Connected;
+        if self.config.alone {
+            self.calls.fail(number, node, CallError::NodeGone);
+        } else if !there || self.data.try_send(parcel).is_err() {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
+            self.calls.fail(number, node, CallError::Timeout);
+        }
+    }
+
+    fn publish_confirmed(
+        &mut self,
+        publication: Publication,
+        permit: Permit,
+        sender: oneshot::Sender<Gathered>,
+    ) {
+        let peers: Vec<_> = self.membership.ids().collect();
+        let deadline = Instant::now() + self.config.call_timeout;
+        let call = self.calls.open(peers.iter().copied(), sender, deadline);
+        let number = self.calls.message(call, None);
+        let (subject, room) = match &publication.to {
+            Audience::Room(room) => (self.subjects.room(room), Some(room.clone())),
+            Audience::Everyone => (self.subjects.all(), None),
+        };
+        let audience = publication.to.clone();
+        let parcel = Parcel {
+            subject,
+            reply: Some(self.subjects.reply(self.config.node, number)),
+            what: What::Body(Box::new(Body::Publication(publication)), Some(permit)),
+        };
+        let there = self.link.state() == LinkState::Connected;
+        if !self.config.alone && (!there || self.data.try_send(parcel).is_err()) {
+            lock(&self.missed).lose(&audience);
+            for peer in peers {
+                self.calls.fail(number, peer, CallError::Timeout);
+            }
+        } else if let Some(room) = room {
+            // Nodes without members of the room do not hear the publication; they are asked apart.
+            for peer in peers {
+                self.send_request(call, peer, Request::NotSubscribed(room.clone()));
+            }
+        }
+        self.calls.finish(call);
+    }
+
+    async fn on_wish(&mut self, wanted: Wanted) {
+        match wanted {
+            Wanted::Want(room) => match self.interest.want(room.clone()) {
+                Wish::Ready => self.emit(Event::RoomReady(room)).await,
+                Wish::Subscribe => {
+                    let _ = self.rooms.send(RoomOp::Subscribe(room));
+                }
+                Wish::Wait => {}
+            },
+            Wanted::Release(room) => self.interest.release(&room, Instant::now()),
+        }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        let now = Instant::now();
+        self.link.heard(now);
+        match input {
+            Input::Heartbeat(peer, heartbeat) => {
+                let name = heartbeat.name.clone();
+                if self.membership.heard(peer, heartbeat, now) {
+                    info!(node = %peer, %name, "node up");
+                    // Let it know of this one without the wait for the next turn.
+                    self.send_heartbeat();
+                }
+            }
+            Input::Goodbye(peer) => self.down(peer, "said goodbye"),
+            Input::Answer(number, from, answer) => match self.probes.get(&number) {
+                Some(_) => self.interest.peer_answered(from),
+                None => self.calls.answer(number, from, answer),
+            },
+            Input::NoResponders(LIVENESS) => lock(&self.missed).confirm(),
+            Input::NoResponders(number) => match self.probes.get(&number).copied() {
+                Some(None) => self.interest.server_answered(),
+                Some(Some(peer)) => self.down(peer, "does not listen"),
+                None => {
+                    if let Some(peer) = self.calls.no_responders(number) {
+                        self.down(peer, "does not listen");
+                    }
+                }
+            },
+            Input::NotSubscribed(room, responder) => {
+                if !self.interest.knows(&room) {
+                    responder.respond(Answer::Count(0));
+                }
+            }
+        }
+    }
+
+    fn down(&mut self, peer: NodeId, why: &str) {
+        self.interest.peer_answered(peer);
+        if self.membership.down(peer) {
+            info!(node = %peer, why, "node down");
+        }
+    }
+
+    async fn on_tick(&mut self) {
+        let now = Instant::now();
+        let status = self.bus.status();
+        match self.link.look(status, now) {
+            Change::None => {}
+            Change::Returned => {
+                self.payload_max
+                    .store(self.bus.payload_max(), Ordering::Relaxed);
+                self.membership.forgive(now);
+                lock(&self.missed).lose_unsure();
+                self.interest.prove_link();
+                self.proving_link = true;
+                self.heartbeat_due = now;
+            }
+            Change::Left => {
+                warn!("the bus is away");
+                self.proving_link = false;
+                lock(&self.missed).lose_unsure();
+                if status.connected {
+                    // Open but dead: another server, or a new connection, may be better.
+                    let bus = Rc::clone(&self.bus);
+                    spawn_local(async move { bus.reconnect().await });
+                }
+            }
+        }
+        if !self.proving_link {
+            self.show_link();
+        }
+        if status.overflows != self.overflows {
+            self.overflows = status.overflows;
+            metrics::counter!("unisono_bus_overflows_total").absolute(status.overflows);
+            self.gap(None, "overload").await;
+        }
+        if self.heartbeat_due <= now {
+            self.heartbeat_due = now + self.config.heartbeat_interval;
+            self.send_heartbeat();
+            self.probe_server(LIVENESS);
+        }
+        if self.link.state() == LinkState::Connected {
+            for peer in self.membership.expire(now) {
+                info!(node = %peer, "node down: silent for too long");
+                self.interest.peer_answered(peer);
+            }
+            self.tell_missed();
+        }
+        for room in self.interest.expire(now) {
+            let _ = self.rooms.send(RoomOp::Unsubscribe(room));
+        }
+    }
+
+    /// What the host sees is `Connected` only once the link is proved: whoever comes before that may
+    /// miss something, and is told of the gap.
+    fn show_link(&self) {
+        let now = self.link.state();
+        self.link_state.send_if_modified(|shown| {
+            let before = std::mem::replace(shown, now);
+            before != now
+        });
+    }
+
+    fn send_heartbeat(&self) {
+        let load = (self.load)();
+        let heartbeat = Heartbeat {
+            name: self.config.name.clone(),
+            version: self.config.version.clone(),
+            started_at_ms: self.config.started_at_ms,
+            sockets: load.sockets,
+            rooms: load.rooms,
+            draining: load.draining,
+        };
+        self.urgent(
+            self.subjects.heartbeat(),
+            None,
+            What::Body(Box::new(Body::Heartbeat(heartbeat)), None),
+        );
+    }
+
+    fn probe_server(&self, number: u64) {
+        let reply = self.subjects.reply(self.config.node, number);
+        self.urgent(
+            self.subjects.void(self.config.node),
+            Some(reply),
+            What::Void,
+        );
+    }
+
+    fn urgent(&self, subject: Subject, reply: Option<Subject>, what: What) {
+        // A writer that is stuck for so long has no use for more heartbeats.
+        let _ = self.urgent.try_send(Parcel {
+            subject,
+            reply,
+            what,
+        });
+    }
+
+    /// Other nodes' sockets may have missed what this node could not send.
+    fn tell_missed(&mut self) {
+        if self.proving_link {
+            return;
+        }
+        if let Some(rooms) = lock(&self.missed).take_lost() {
+            let parcel = Parcel {
+                subject: self.subjects.all(),
+                reply: None,
+                what: What::Body(Box::new(Body::Missed(rooms)), None),
+            };
+            if self.data.try_send(parcel).is_err() {
+                lock(&self.missed).lose(&Audience::Everyone);
+            }
+        }
+    }
+
+    async fn advance_round(&mut self, now: Instant) {
+        let offline = self.link.state() != LinkState::Connected;
+        loop {
+            if let Some(proved) = self.interest.end_round(offline, now) {
+                self.probes.clear();
+                for room in proved.rooms {
+                    self.emit(Event::RoomReady(room)).await;
+                }
+                if proved.link && !offline && self.proving_link {
+                    self.proving_link = false;
+                    if !self.config.alone {
+                        self.gap(None, "bus_outage").await;
+                    }
+                    self.show_link();
+                }
+            }
+            if !self.interest.start_round(self.membership.ids(), now) {
+                return;
+            }
+            if !offline {
+                self.probe_all();
+            }
+        }
+    }
+
+    fn probe_all(&mut self) {
+        let number = self.calls.number();
+        self.probes.insert(number, None);
+        self.probe_server(number);
+        for peer in self.membership.ids().collect::<Vec<_>>() {
+            let number = self.calls.number();
+            self.probes.insert(number, Some(peer));
+            self.urgent(
+                self.subjects.request(peer),
+                Some(self.subjects.reply(self.config.node, number)),
+                What::Body(Box::new(Body::Request(Request::Probe)), None),
+            );
+        }
+    }
+
+    async fn gap(&self, rooms: Option<Vec<RoomName>>, reason: &'static str) {
+        self.emit(Event::Gap { rooms, reason }).await;
+    }
+
+    /// The host takes events as they come and waits for nothing of this thread's.
+    async fn emit(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+}

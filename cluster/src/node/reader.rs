@@ -1,0 +1,159 @@
+//! What comes in.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use proto::envelope::{Answer, Body, Envelope, Request};
+use proto::{Audience, NodeId, wire};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::{Event, Input, Parcel, Responder};
+use crate::{Budget, Message, Subject, Subjects};
+
+/// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
+#[derive(Clone)]
+pub(super) struct Reader {
+    pub(super) node: NodeId,
+    pub(super) subjects: Arc<Subjects>,
+    pub(super) budget: Budget,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) data: mpsc::Sender<Parcel>,
+}
+
+/// What a subscription is for.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Inbox,
+    Heartbeats,
+    Publications,
+}
+
+impl Reader {
+    pub(super) async fn run(
+        self,
+        mut subscription: impl StreamExt<Item = Message> + Unpin,
+        kind: Kind,
+    ) {
+        while let Some(message) = subscription.next().await {
+            match kind {
+                Kind::Inbox => self.on_inbox(message).await,
+                Kind::Heartbeats => self.on_heartbeat(message).await,
+                Kind::Publications => self.on_publication(message).await,
+            }
+        }
+    }
+
+    async fn on_inbox(&self, message: Message) {
+        let number = Subjects::call_of(&message.subject);
+        if message.no_responders {
+            if let Some(number) = number {
+                self.input(Input::NoResponders(number)).await;
+            }
+            return;
+        }
+        let responder = self.responder(&message);
+        let Some(Envelope { origin, body }) = self.decode(message) else {
+            return;
+        };
+        match (body, number, responder) {
+            (Body::Answer(answer), Some(number), _) => {
+                self.input(Input::Answer(number, origin, answer)).await;
+            }
+            (Body::Request(Request::Probe), _, Some(responder)) => responder.respond(Answer::Pong),
+            (Body::Request(Request::NotSubscribed(room)), _, Some(responder)) => {
+                self.input(Input::NotSubscribed(room, responder)).await;
+            }
+            (Body::Request(request), _, Some(responder)) => {
+                self.event(Event::Request { request, responder }).await;
+            }
+            _ => self.refuse(&"unexpected in an inbox"),
+        }
+    }
+
+    async fn on_heartbeat(&self, message: Message) {
+        match self.decode(message) {
+            Some(Envelope {
+                origin,
+                body: Body::Heartbeat(heartbeat),
+            }) => self.input(Input::Heartbeat(origin, heartbeat)).await,
+            Some(Envelope {
+                origin,
+                body: Body::Goodbye,
+            }) => self.input(Input::Goodbye(origin)).await,
+            Some(_) => self.refuse(&"unexpected among heartbeats"),
+            None => {}
+        }
+    }
+
+    async fn on_publication(&self, message: Message) {
+        let subject = message.subject.clone();
+        let responder = self.responder(&message);
+        let Some(Envelope { origin, body }) = self.decode(message) else {
+            return;
+        };
+        match body {
+            Body::Publication(publication) => {
+                let expected = match &publication.to {
+                    Audience::Room(room) => self.subjects.room(room),
+                    Audience::Everyone => self.subjects.all(),
+                };
+                if expected.as_str() != subject {
+                    return self.refuse(&"a publication on another room's subject");
+                }
+                let permit = self.budget.acquire(publication.payload.len()).await;
+                let responder = responder.filter(|_| publication.confirm);
+                self.event(Event::Deliver {
+                    publication,
+                    origin,
+                    responder,
+                    permit,
+                })
+                .await;
+            }
+            Body::Missed(rooms) => {
+                let rooms = (!rooms.is_empty()).then_some(rooms);
+                let reason = "bus_outage";
+                self.event(Event::Gap { rooms, reason }).await;
+            }
+            _ => self.refuse(&"unexpected among publications"),
+        }
+    }
+
+    fn responder(&self, message: &Message) -> Option<Responder> {
+        message.reply.as_deref().map(|reply| Responder {
+            node: self.node,
+            reply: Subject::reply_to(reply),
+            data: self.data.clone(),
+        })
+    }
+
+    fn decode(&self, message: Message) -> Option<Envelope> {
+        match wire::decode(message.payload) {
+            // No echo, so it is somebody else who uses this node's id.
+            Ok(envelope) if envelope.origin == self.node => {
+                self.refuse(&"a foreign message with this node's id");
+                None
+            }
+            Ok(envelope) => Some(envelope),
+            Err(error) => {
+                self.refuse(&error);
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, why: &dyn std::fmt::Display) {
+        metrics::counter!("unisono_bus_refused_total").increment(1);
+        debug!(%why, "bus message refused");
+    }
+
+    async fn input(&self, input: Input) {
+        let _ = self.inputs.send(input).await;
+    }
+
+    async fn event(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+}
