@@ -3,13 +3,14 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
-use unisono_server::config::{Loaded, Log, LogFormat};
+use unisono_server::config::{Drain, Loaded, Log, LogFormat};
 use unisono_server::{Config, Server, Sources};
 
 /// Freed memory goes back to the system after a mass disconnect, and small allocations are cheap: both
@@ -101,6 +102,7 @@ fn serve(Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let (open, alone) = (config.rules.open(), config.cluster.nats.is_empty());
+        let drain = config.drain.clone();
         let server = Server::start(config, listener, admin).await?;
         println!(
             "unisono {}, node {}",
@@ -119,24 +121,25 @@ fn serve(Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         if alone {
             info!("no cluster.nats: this node is alone");
         }
-        wait_for_end(&server).await
+        wait_for_end(&server, &drain).await
     })
 }
 
-/// SIGTERM and SIGINT drain; a second one ends the process at once.
-async fn wait_for_end(server: &Server) -> anyhow::Result<()> {
+/// SIGTERM drains. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
+/// signal ends the process at once.
+async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut asked = async || {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = terminate.recv() => (drain.delay, drain.window),
+            _ = interrupt.recv() => (Duration::ZERO, Duration::ZERO),
         }
     };
-    asked().await;
+    let (delay, window) = asked().await;
     tokio::select! {
-        () = server.drain() => {}
-        () = asked() => warn!("a second signal: the rest of the drain is left out"),
+        () = server.drain(delay, window) => {}
+        _ = asked() => warn!("a second signal: the rest of the drain is left out"),
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
 use cluster::{Event, Gathered, Sent};
@@ -58,10 +59,10 @@ pub struct Vacated {
     pub worker: usize,
 }
 
-/// Close all sockets of the node.
+/// Close all sockets of the node, evenly over that while.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct DrainAll;
+pub struct DrainAll(pub Duration);
 
 /// The actor.
 pub struct Node {
@@ -151,9 +152,9 @@ impl Handler<Vacated> for Node {
 impl Handler<DrainAll> for Node {
     type Result = ();
 
-    fn handle(&mut self, DrainAll: DrainAll, _: &mut Context<Self>) {
+    fn handle(&mut self, DrainAll(window): DrainAll, _: &mut Context<Self>) {
         for registry in self.workers.all() {
-            registry.do_send(Drain);
+            registry.do_send(Drain(window));
         }
     }
 }

@@ -92,10 +92,10 @@ pub struct Ask {
     pub reply: oneshot::Sender<Answer>,
 }
 
-/// Close all sockets, evenly over a while.
+/// Close all sockets, evenly over that while.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Drain;
+pub struct Drain(pub Duration);
 
 /// The actor.
 pub struct Registry {
@@ -353,10 +353,9 @@ impl Handler<Ask> for Registry {
 impl Handler<Drain> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Drain: Drain, ctx: &mut Context<Self>) {
-        let drain = &self.shared.config.drain;
-        let ticks = drain.window.div_duration_f64(DRAIN_TICK).ceil().max(1.0) as usize;
-        let reconnect_max = drain.reconnect_max;
+    fn handle(&mut self, Drain(window): Drain, ctx: &mut Context<Self>) {
+        let ticks = window.div_duration_f64(DRAIN_TICK).ceil().max(1.0) as usize;
+        let reconnect_max = self.shared.config.drain.reconnect_max;
         let mut ids: Vec<_> = self.sockets.keys().copied().collect();
         let mut left = ticks;
         ctx.run_interval(DRAIN_TICK, move |registry, _| {

@@ -140,17 +140,16 @@ impl Server {
         self.app.clone()
     }
 
-    /// Takes the node out of service: not ready at once, then, after `drain.delay`, the sockets are
-    /// closed over `drain.window`; what is on its way to other nodes is written out.
-    pub async fn drain(&self) {
+    /// Takes the node out of service: not ready at once, then, after `delay`, the sockets are closed evenly
+    /// over `window`; what is on its way to other nodes is written out.
+    pub async fn drain(&self, delay: Duration, window: Duration) {
         let shared = &self.app.shared;
-        let drain = &shared.config.drain;
         shared.load.draining.store(true, Ordering::Relaxed);
         let sockets = || shared.load.sockets.load(Ordering::Relaxed);
         info!(sockets = sockets(), "draining");
-        tokio::time::sleep(drain.delay).await;
-        self.app.node.do_send(DrainAll);
-        let limit = drain.window + 2 * shared.config.sockets.close_timeout;
+        tokio::time::sleep(delay).await;
+        self.app.node.do_send(DrainAll(window));
+        let limit = window + 2 * shared.config.sockets.close_timeout;
         let empty = async {
             while sockets() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;

@@ -389,6 +389,18 @@ async fn a_second_signal_ends_the_drain() {
 }
 
 #[tokio::test]
+async fn an_interrupt_closes_everybody_at_once() {
+    let mut node = Node::alone("[drain]\ndelay = \"60s\"\nwindow = \"60s\"").await;
+    let mut a = node.client("/x").await;
+
+    node.interrupt();
+
+    a.expect("unisono:closing").await;
+    assert_eq!(a.expect_close().await.0, 1012);
+    assert_eq!(node.process().exited().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_rolling_restart_costs_each_client_one_reconnect() {
     let mut sandbox = Sandbox::config()
         .nodes(3)

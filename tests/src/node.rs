@@ -250,6 +250,11 @@ impl Node {
         self.process.terminate();
     }
 
+    /// SIGINT: close everybody at once and exit.
+    pub fn interrupt(&self) {
+        self.process.interrupt();
+    }
+
     /// A new process with the same configuration, on a port of its own.
     pub async fn restart(self) -> Self {
         let Self {

@@ -76,6 +76,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// SIGINT: what a keyboard sends.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// SIGSTOP: it stays there, and answers nothing. Returns when every thread has stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
