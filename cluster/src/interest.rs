@@ -6,7 +6,7 @@
 //! servers pass on interest and messages between them in order. Joins that come while a round is under
 //! way share the next one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use proto::{NodeId, RoomName};
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 pub(crate) struct Interest {
     rooms: HashMap<RoomName, Room>,
+    /// Rooms that were released, in the order of their time; some may be wanted again.
+    lingering: VecDeque<(Instant, RoomName)>,
     round: Option<Round>,
     /// What the next round will prove.
     next: Proof,
@@ -71,6 +73,7 @@ impl Interest {
     pub(crate) fn new(linger: Duration, round_timeout: Duration) -> Self {
         Self {
             rooms: HashMap::new(),
+            lingering: VecDeque::new(),
             round: None,
             next: Proof::default(),
             linger,
@@ -98,8 +101,10 @@ impl Interest {
 
     /// The room has no local member any more. Lingers, because people reload pages.
     pub(crate) fn release(&mut self, room: &RoomName, now: Instant) {
-        if let Some(room) = self.rooms.get_mut(room) {
-            room.until = Some(now + self.linger);
+        if let Some(known) = self.rooms.get_mut(room) {
+            let until = now + self.linger;
+            known.until = Some(until);
+            self.lingering.push_back((until, room.clone()));
         }
     }
 
@@ -115,15 +120,18 @@ impl Interest {
 
     /// Takes out the rooms whose time is over; the caller unsubscribes.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<RoomName> {
-        let over = |room: &Room| room.until.is_some_and(|until| until <= now);
-        let gone: Vec<_> = self
-            .rooms
-            .iter()
-            .filter(|(_, room)| over(room))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &gone {
-            self.rooms.remove(name);
+        let mut gone = Vec::new();
+        while let Some((until, _)) = self.lingering.front()
+            && *until <= now
+        {
+            let Some((until, name)) = self.lingering.pop_front() else {
+                break;
+            };
+            let released = |room: &Room| room.until == Some(until);
+            if self.rooms.get(&name).is_some_and(released) {
+                self.rooms.remove(&name);
+                gone.push(name);
+            }
         }
         gone
     }

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use self::core::Core;
 use self::reader::Reader;
-use self::writer::Writer;
+use self::writer::{Control, Data, Writer};
 use crate::calls::Calls;
 use crate::interest::Interest;
 use crate::link::Link;
@@ -97,6 +97,8 @@ pub enum Event {
         request: Request,
         /// Takes the answer.
         responder: Responder,
+        /// Its share of the budget, where it carries a payload.
+        permit: Option<Permit>,
     },
     /// What is published to the room, anywhere in the cluster, is heard from now on.
     RoomReady(RoomName),
@@ -158,7 +160,12 @@ pub struct Node {
 }
 
 enum Command {
-    Call(Vec<NodeId>, Box<Request>, oneshot::Sender<Gathered>),
+    Call(
+        NodeId,
+        Box<Request>,
+        Option<Permit>,
+        oneshot::Sender<Gathered>,
+    ),
     CallAll(Box<Request>, oneshot::Sender<Gathered>),
     PublishConfirmed(Box<Publication>, Permit, oneshot::Sender<Gathered>),
     Peers(oneshot::Sender<Vec<Peer>>),
@@ -296,7 +303,7 @@ impl Cluster {
                 Ok(()) => return Sent::ToAll,
                 Err(error) => {
                     metrics::counter!("unisono_bus_dropped_total").increment(1);
-                    lock(&self.missed).note_parcel(error.into_inner());
+                    lock(&self.missed).lose_parcel(error.into_inner());
                 }
             }
         } else {
@@ -326,15 +333,16 @@ impl Cluster {
         let _ = self.wishes.send(Wanted::Release(room));
     }
 
-    /// Asks one node and waits for its answer. What is asked of one node by one caller arrives in the
+    /// Asks one node and waits for its answer. The permit is for what the request carries. What is asked of one node by one caller arrives in the
     /// order of the calls.
     pub fn call(
         &self,
         node: NodeId,
         request: Request,
+        permit: Option<Permit>,
     ) -> impl Future<Output = Result<Answer, CallError>> + use<> {
         let request = Box::new(request);
-        let asked = self.ask(|sender| Command::Call(vec![node], request, sender));
+        let asked = self.ask(|sender| Command::Call(node, request, permit, sender));
         async {
             let Gathered { answers, missing } = asked.gathered().await;
             match (answers.into_iter().next(), missing.first()) {
@@ -417,7 +425,7 @@ fn lock(missed: &Mutex<Missed>) -> std::sync::MutexGuard<'_, Missed> {
 }
 
 impl Missed {
-    fn note_parcel(&mut self, parcel: Parcel) {
+    fn lose_parcel(&mut self, parcel: Parcel) {
         if let What::Body(body, _) = parcel.what
             && let Body::Publication(publication) = *body
         {
@@ -447,15 +455,25 @@ impl Node {
         let writer = Writer {
             bus: Rc::clone(&bus),
             node: self.config.node,
-            subjects: Arc::clone(&self.subjects),
-            link: self.link.subscribe(),
             missed: Arc::clone(&self.missed),
+        };
+        let (there, there_receiver) = watch::channel(false);
+        let control = Control {
+            writer: writer.clone(),
+            subjects: Arc::clone(&self.subjects),
             reader,
             readers: JoinSet::new(),
             room_readers: HashMap::new(),
         };
-        let mut writing = JoinSet::new();
-        writing.spawn_local(writer.run(rooms_receiver, urgent_receiver, self.data_receiver));
+        let data = Data {
+            writer,
+            link: self.link.subscribe(),
+            there: there_receiver,
+        };
+        // Ends when this future does.
+        let mut lanes = JoinSet::new();
+        lanes.spawn_local(control.run(rooms_receiver, urgent_receiver));
+        lanes.spawn_local(data.run(self.data_receiver));
         let core = Core {
             bus,
             subjects: self.subjects,
@@ -465,6 +483,7 @@ impl Node {
             urgent,
             data: self.data,
             link_state: self.link,
+            there,
             payload_max: self.payload_max,
             missed: self.missed,
             link: Link::new(self.config.bus_timeout, now),

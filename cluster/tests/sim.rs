@@ -146,7 +146,9 @@ impl Seen {
                     responder.respond(Answer::Count(2));
                 }
             }
-            Event::Request { request, responder } => responder.respond(match request {
+            Event::Request {
+                request, responder, ..
+            } => responder.respond(match request {
                 Request::Emit { to, .. } => {
                     let delivered = |id| (id, Status::Delivered);
                     Answer::Statuses(to.into_iter().map(delivered).collect())
@@ -216,15 +218,15 @@ fn nodes_find_each_other_and_notice_a_death() {
 fn a_call_to_a_dead_node_is_answered_at_once() {
     story(async || {
         let mut sim = Sim::start(2).await;
-        let delivered = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        let delivered = sim.cluster(0).call(NodeId::new(1), emit(1), None).await;
         let expected = vec![(SocketId::new(NodeId::new(1), 0, 1), Status::Delivered)];
         assert_eq!(delivered, Ok(Answer::Statuses(expected)));
-        let stranger = sim.cluster(0).call(NodeId::new(99), emit(99)).await;
+        let stranger = sim.cluster(0).call(NodeId::new(99), emit(99), None).await;
         assert_eq!(stranger, Err(CallError::NodeGone));
         sim.kill(1);
         sleep(Duration::from_millis(1)).await;
         let before = tokio::time::Instant::now();
-        let gone = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        let gone = sim.cluster(0).call(NodeId::new(1), emit(1), None).await;
         assert_eq!(gone, Err(CallError::NodeGone));
         assert!(before.elapsed() < Duration::from_millis(10));
         assert!(sim.peers(0).await.is_empty(), "and it is known to be down");
@@ -326,7 +328,7 @@ fn an_outage_is_told_on_both_sides() {
         assert_eq!(sim.cluster(0).link(), LinkState::Away);
         let sent = sim.cluster(0).publish(to_room("r", "lost"), None);
         assert_eq!(sent, Sent::LocalOnly);
-        let call = sim.cluster(0).call(NodeId::new(1), emit(1)).await;
+        let call = sim.cluster(0).call(NodeId::new(1), emit(1), None).await;
         assert_eq!(call, Err(CallError::Timeout));
         // A room is ready meanwhile, for local use, without the wait for anybody.
         sim.cluster(0).want(room("local"));

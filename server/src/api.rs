@@ -146,10 +146,7 @@ async fn do_emit(app: &Unisono, body: Emit<'_>) -> ApiResult {
     let payload = body.content().payload()?;
     let to: Vec<String> = body.to.into();
     check_count(app, to.len())?;
-    if !app.shared.cluster.fits(payload.len() + to.len() * 18) {
-        return Err(ApiError::too_large());
-    }
-    Ok(results(app.emit(to, payload, None).await))
+    Ok(results(app.emit(to, payload, None)?.await))
 }
 
 async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {

@@ -60,18 +60,28 @@ pub enum PublishError {
 impl Unisono {
     /// Sends to sockets, wherever they are. Ids that are none are told so. The message is on its way, in
     /// the order of the calls, when this returns; the future is for the statuses.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was sent when it is too large, or too much is under way.
     pub fn emit(
         &self,
         to: Vec<String>,
         payload: Payload,
         from: Option<SocketId>,
-    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
+    ) -> Result<impl Future<Output = Vec<(String, Status)>> + use<>, PublishError> {
+        // Ids cost their bytes and two of framing.
+        if !self.shared.cluster.fits(payload.len() + to.len() * 18) {
+            return Err(PublishError::TooLarge);
+        }
+        let permit = self.shared.budget.try_acquire(payload.len());
+        let permit = permit.ok_or(PublishError::Busy)?;
         let to_nobody = Request::Emit {
             to: Vec::new(),
             payload,
             from,
         };
-        self.each(to, &to_nobody)
+        Ok(self.each(to, &to_nobody, Some(&permit)))
     }
 
     /// Makes sockets members of a room.
@@ -84,7 +94,7 @@ impl Unisono {
             to: Vec::new(),
             room,
         };
-        self.each(to, &to_nobody)
+        self.each(to, &to_nobody, None)
     }
 
     /// Undoes [`Unisono::join`].
@@ -97,7 +107,7 @@ impl Unisono {
             to: Vec::new(),
             room,
         };
-        self.each(to, &to_nobody)
+        self.each(to, &to_nobody, None)
     }
 
     /// Closes sockets.
@@ -112,7 +122,7 @@ impl Unisono {
             close,
             after_ms,
         };
-        self.each(to, &to_nobody)
+        self.each(to, &to_nobody, None)
     }
 
     /// Closes the members of a room and says how many.
@@ -200,9 +210,9 @@ impl Unisono {
     pub async fn socket(&self, id: SocketId) -> Result<Option<SocketInfo>, CallError> {
         let request = Request::Socket(id);
         let answer = if id.node() == self.shared.node {
-            Ok(self.workers.ask(request).await)
+            Ok(self.workers.ask(request, None).await)
         } else {
-            self.shared.cluster.call(id.node(), request).await
+            self.shared.cluster.call(id.node(), request, None).await
         };
         match answer {
             Ok(Answer::Socket(socket)) => Ok(socket),
@@ -234,6 +244,7 @@ impl Unisono {
         &self,
         to: Vec<String>,
         request: &Request,
+        permit: Option<&Permit>,
     ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
         let parsed: Vec<_> = to.iter().map(|text| SocketId::parse(text).ok()).collect();
         let mut distinct: Vec<_> = parsed.iter().flatten().copied().collect();
@@ -244,9 +255,9 @@ impl Unisono {
         for (node, ids) in group_by(&distinct, SocketId::node) {
             let part = with_ids(request, ids.clone());
             if node == self.shared.node {
-                here = Some(self.workers.ask(part));
+                here = Some(self.workers.ask(part, permit));
             } else {
-                let answer = self.shared.cluster.call(node, part);
+                let answer = self.shared.cluster.call(node, part, permit.cloned());
                 elsewhere.push(async move { (ids, answer.await) });
             }
         }
@@ -281,7 +292,7 @@ impl Unisono {
     async fn everywhere<T>(&self, request: Request, read: fn(Answer) -> T) -> Partial<T> {
         let kind = Kind::of(&request);
         let elsewhere = self.shared.cluster.call_all(request.clone());
-        let here = self.workers.ask(request).await;
+        let here = self.workers.ask(request, None).await;
         let gathered = elsewhere.await;
         let nodes = Nodes::of(&gathered);
         let others = gathered.answers.into_iter().map(|(_, answer)| answer);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use actix::Addr;
+use cluster::Permit;
 use proto::envelope::{Answer, Request, RoomsPage, SocketsPage, Status, Target};
 use proto::{RoomName, SocketId};
 use tokio::sync::oneshot;
@@ -31,15 +32,24 @@ impl Workers {
     }
 
     /// Asks the workers that a request concerns. The request has reached them, in order, when this
-    /// returns; the future is for the answer.
-    pub fn ask(&self, request: Request) -> impl Future<Output = Answer> + use<> {
+    /// returns; the future is for the answer. The permit, for what the request carries, is held until each
+    /// of them has seen to it.
+    pub fn ask(
+        &self,
+        request: Request,
+        permit: Option<&Permit>,
+    ) -> impl Future<Output = Answer> + use<> {
         let kind = Kind::of(&request);
         let mut known = Vec::new();
         let mut asked = Vec::new();
         let mut ask = |worker: usize, request: Request| {
             let (reply, answer) = oneshot::channel();
             if let Some(registry) = self.get(worker) {
-                registry.do_send(Ask { request, reply });
+                registry.do_send(Ask {
+                    request,
+                    reply,
+                    _permit: permit.cloned(),
+                });
                 asked.push(answer);
             }
         };

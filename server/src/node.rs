@@ -181,8 +181,12 @@ impl StreamHandler<Event> for Node {
                 };
                 self.deliver(&delivery);
             }
-            Event::Request { request, responder } => {
-                let answer = self.workers.ask(request);
+            Event::Request {
+                request,
+                responder,
+                permit,
+            } => {
+                let answer = self.workers.ask(request, permit.as_ref());
                 ctx.spawn(actix::fut::wrap_future(async move {
                     responder.respond(answer.await);
                 }));

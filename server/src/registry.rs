@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use cluster::Permit;
 use proto::client::gap_text;
 use proto::envelope::{
     Answer, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, Status, Target,
@@ -24,7 +25,7 @@ use tokio_util::time::{DelayQueue, delay_queue};
 use crate::delivery::{Delivery, payload_frame};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
-use crate::session::{Disconnect, Left, SessionRef, Wake};
+use crate::session::{Disconnect, Joined, Left, SessionRef, Wake};
 use crate::shared::{Shared, now_ms};
 use crate::vital::Vital;
 use crate::websocket::Opcode;
@@ -90,6 +91,8 @@ pub struct Ask {
     pub request: Request,
     /// Takes the answer.
     pub reply: oneshot::Sender<Answer>,
+    /// Its share of the budget, where it carries a payload.
+    pub _permit: Option<Permit>,
 }
 
 /// Close all sockets, evenly over that while.
@@ -292,7 +295,12 @@ impl Handler<Gap> for Registry {
 impl Handler<Ask> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Ask { request, reply }: Ask, _: &mut Context<Self>) {
+    fn handle(&mut self, ask: Ask, _: &mut Context<Self>) {
+        let Ask {
+            request,
+            reply,
+            _permit,
+        } = ask;
         let answer = match request {
             Request::Emit { to, payload, from } => {
                 let frame = payload_frame(&payload, None, from);
@@ -434,7 +442,11 @@ impl Registry {
         let status = match (socket, entry) {
             (Some(socket), Some(entry)) => {
                 if !socket.rooms.contains(room) {
-                    socket.open = true;
+                    if !socket.open {
+                        // Straight from here, so that nothing which is sent to an open socket comes before.
+                        socket.open = true;
+                        socket.session.addr.do_send(Joined(room.clone()));
+                    }
                     socket.rooms.push(room.clone());
                     entry.members += 1;
                     entry.addr.do_send(room::Add(socket.session.clone()));

@@ -4,7 +4,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::{AsyncContext, Context};
@@ -173,7 +173,7 @@ async fn accept(
     doors: Vec<mpsc::Sender<Connection>>,
     shared: Arc<Shared>,
 ) {
-    let turn = AtomicUsize::new(0);
+    let mut turn = 0;
     loop {
         let accepted = match listener.accept().await {
             Ok((stream, peer)) => stream.into_std().map(|stream| (stream, peer)),
@@ -191,21 +191,35 @@ async fn accept(
             metrics::counter!("unisono_connections_refused_total").increment(1);
             continue;
         };
-        let door = &doors[turn.fetch_add(1, Ordering::Relaxed) % doors.len()];
-        if door
-            .send(Connection {
-                stream,
-                peer,
-                admin,
-                slot,
-            })
-            .await
-            .is_err()
+        let connection = Connection {
+            stream,
+            peer,
+            admin,
+            slot,
+        };
+        turn = (turn + 1) % doors.len();
+        if let Err(connection) = offer(&doors, turn, connection)
+            && doors[turn].send(connection).await.is_err()
         {
             error!("a worker is gone; the node stops");
             std::process::exit(EXIT_SOFTWARE);
         }
     }
+}
+
+/// Offers a connection to the worker whose turn it is, then to the others: a busy one holds nobody up.
+fn offer(
+    doors: &[mpsc::Sender<Connection>],
+    turn: usize,
+    mut connection: Connection,
+) -> Result<(), Connection> {
+    for door in doors[turn..].iter().chain(&doors[..turn]) {
+        match door.try_send(connection) {
+            Ok(()) => return Ok(()),
+            Err(error) => connection = error.into_inner(),
+        }
+    }
+    Err(connection)
 }
 
 /// Runs the node's side of the bus on a thread of its own.

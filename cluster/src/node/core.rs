@@ -33,6 +33,7 @@ pub(super) struct Core<B> {
     pub(super) urgent: mpsc::Sender<Parcel>,
     pub(super) data: mpsc::Sender<Parcel>,
     pub(super) link_state: watch::Sender<LinkState>,
+    pub(super) there: watch::Sender<bool>,
     pub(super) payload_max: Arc<AtomicUsize>,
     pub(super) missed: Arc<Mutex<Missed>>,
     pub(super) link: Link,
@@ -82,10 +83,12 @@ impl<B: Bus> Core<B> {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Call(nodes, request, sender) => self.call(&nodes, &request, sender),
+            Command::Call(node, request, permit, sender) => {
+                self.call(&[node], &request, permit.as_ref(), sender);
+            }
             Command::CallAll(request, sender) => {
                 let peers: Vec<_> = self.membership.ids().collect();
-                self.call(&peers, &request, sender);
+                self.call(&peers, &request, None, sender);
             }
             Command::PublishConfirmed(publication, permit, sender) => {
                 self.publish_confirmed(*publication, permit, sender);
@@ -96,21 +99,27 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    fn call(&mut self, nodes: &[NodeId], request: &Request, sender: oneshot::Sender<Gathered>) {
+    fn call(
+        &mut self,
+        nodes: &[NodeId],
+        request: &Request,
+        permit: Option<&Permit>,
+        sender: oneshot::Sender<Gathered>,
+    ) {
         let deadline = Instant::now() + self.config.call_timeout;
         let call = self.calls.open(nodes.iter().copied(), sender, deadline);
         for node in nodes {
-            self.send_request(call, *node, request.clone());
+            self.send_request(call, *node, request.clone(), permit.cloned());
         }
         self.calls.finish(call);
     }
 
-    fn send_request(&mut self, call: u64, node: NodeId, request: Request) {
+    fn send_request(&mut self, call: u64, node: NodeId, request: Request, permit: Option<Permit>) {
         let number = self.calls.message(call, Some(node));
         let parcel = Parcel {
             subject: self.subjects.request(node),
             reply: Some(self.subjects.reply(self.config.node, number)),
-            what: What::Body(Box::new(Body::Request(request)), None),
+            what: What::Body(Box::new(Body::Request(request)), permit),
         };
         let there = self.link.state() == LinkState::Connected;
         if self.config.alone {
@@ -150,7 +159,7 @@ impl<B: Bus> Core<B> {
         } else if let Some(room) = room {
             // Nodes without members of the room do not hear the publication; they are asked apart.
             for peer in peers {
-                self.send_request(call, peer, Request::NotSubscribed(room.clone()));
+                self.send_request(call, peer, Request::NotSubscribed(room.clone()), None);
             }
         }
         self.calls.finish(call);
@@ -236,6 +245,8 @@ impl<B: Bus> Core<B> {
                 }
             }
         }
+        self.there
+            .send_replace(self.link.state() == LinkState::Connected);
         if !self.proving_link {
             self.show_link();
         }

@@ -66,7 +66,16 @@ impl Reader {
                 self.input(Input::NotSubscribed(room, responder)).await;
             }
             (Body::Request(request), _, Some(responder)) => {
-                self.event(Event::Request { request, responder }).await;
+                let permit = match &request {
+                    Request::Emit { payload, .. } => Some(self.budget.acquire(payload.len()).await),
+                    _ => None,
+                };
+                self.event(Event::Request {
+                    request,
+                    responder,
+                    permit,
+                })
+                .await;
             }
             _ => self.refuse(&"unexpected in an inbox"),
         }

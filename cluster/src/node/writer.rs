@@ -1,4 +1,5 @@
-//! What goes out.
+//! What goes out, in two lanes that do not wait for each other: subscriptions with the probes that prove
+//! them, and everything else.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -15,32 +16,48 @@ use super::{Parcel, RoomOp, What, lock};
 use crate::missed::Missed;
 use crate::{Bus, LinkState, Outgoing, PublishError, Subject, Subjects};
 
-/// Owns the order of what goes out: subscriptions, then probes and heartbeats, then everything else.
+/// Hands messages over to the bus.
 pub(super) struct Writer<B> {
     pub(super) bus: Rc<B>,
     pub(super) node: NodeId,
-    pub(super) subjects: Arc<Subjects>,
-    pub(super) link: watch::Receiver<LinkState>,
     pub(super) missed: Arc<Mutex<Missed>>,
+}
+
+/// The lane of subscriptions, and of what proves them: a probe is written after the subscriptions that were
+/// asked for before it. During an outage it may wait for the bus as long as it likes.
+pub(super) struct Control<B> {
+    pub(super) writer: Writer<B>,
+    pub(super) subjects: Arc<Subjects>,
     pub(super) reader: Reader,
-    /// Ends with the writer.
+    /// End with the lane.
     pub(super) readers: JoinSet<()>,
     pub(super) room_readers: HashMap<RoomName, AbortHandle>,
 }
 
-impl<B: Bus> Writer<B> {
+/// The lane of everything else. What is in it holds a share of the budget, so it never waits for a bus that
+/// is away: local publications would wait with it.
+pub(super) struct Data<B> {
+    pub(super) writer: Writer<B>,
+    /// As the host sees the link.
+    pub(super) link: watch::Receiver<LinkState>,
+    /// Whether the bus is there, proved or not.
+    pub(super) there: watch::Receiver<bool>,
+}
+
+// === impl Control ===
+
+impl<B: Bus> Control<B> {
     pub(super) async fn run(
         mut self,
         mut rooms: mpsc::UnboundedReceiver<RoomOp>,
         mut urgent: mpsc::Receiver<Parcel>,
-        mut data: mpsc::Receiver<Parcel>,
     ) {
         for (subject, kind) in [
-            (self.subjects.inbox(self.node), Kind::Inbox),
+            (self.subjects.inbox(self.writer.node), Kind::Inbox),
             (self.subjects.heartbeat(), Kind::Heartbeats),
             (self.subjects.all(), Kind::Publications),
         ] {
-            let subscription = self.bus.subscribe(subject).await;
+            let subscription = self.writer.bus.subscribe(subject).await;
             let reader = self.reader.clone().run(subscription, kind);
             self.readers.spawn_local(reader);
         }
@@ -48,13 +65,10 @@ impl<B: Bus> Writer<B> {
             tokio::select! {
                 biased;
                 Some(op) = rooms.recv() => self.on_room(op).await,
-                Some(parcel) = urgent.recv() => self.send(parcel).await,
-                Some(parcel) = data.recv() => {
-                    let there = *self.link.borrow() == LinkState::Connected;
-                    if there || !parcel.is_publication() {
-                        self.send(parcel).await;
-                    } else {
-                        lock(&self.missed).note_parcel(parcel);
+                Some(parcel) = urgent.recv() => {
+                    // There is no use in old heartbeats once the bus is back.
+                    if self.writer.bus.status().connected {
+                        self.writer.send(parcel).await;
                     }
                 }
                 else => return,
@@ -65,7 +79,8 @@ impl<B: Bus> Writer<B> {
     async fn on_room(&mut self, op: RoomOp) {
         match op {
             RoomOp::Subscribe(room) => {
-                let subscription = self.bus.subscribe(self.subjects.room(&room)).await;
+                let subject = self.subjects.room(&room);
+                let subscription = self.writer.bus.subscribe(subject).await;
                 let reader = self.reader.clone().run(subscription, Kind::Publications);
                 let reader = self.readers.spawn_local(reader);
                 self.room_readers.insert(room, reader);
@@ -78,8 +93,35 @@ impl<B: Bus> Writer<B> {
             }
         }
     }
+}
 
-    async fn send(&mut self, parcel: Parcel) {
+// === impl Data ===
+
+impl<B: Bus> Data<B> {
+    pub(super) async fn run(mut self, mut data: mpsc::Receiver<Parcel>) {
+        while let Some(parcel) = data.recv().await {
+            if let What::Close(_) = parcel.what {
+                self.writer.send(parcel).await;
+                return;
+            }
+            let proved = *self.link.borrow() == LinkState::Connected;
+            if !*self.there.borrow() || (parcel.is_publication() && !proved) {
+                lock(&self.writer.missed).lose_parcel(parcel);
+                continue;
+            }
+            // What is cut off in the middle counts as unsure, and so as lost with the link.
+            tokio::select! {
+                () = self.writer.send(parcel) => {}
+                _ = self.there.wait_for(|there| !there) => {}
+            }
+        }
+    }
+}
+
+// === impl Writer ===
+
+impl<B: Bus> Writer<B> {
+    async fn send(&self, parcel: Parcel) {
         let (body, _permit) = match parcel.what {
             What::Body(body, permit) => (Some(*body), permit),
             What::Void => {
@@ -87,8 +129,8 @@ impl<B: Bus> Writer<B> {
                 (None, None)
             }
             What::Close(done) => {
-                self.publish(parcel.subject, None, Some(Body::Goodbye))
-                    .await;
+                let goodbye = Some(Body::Goodbye);
+                self.publish(parcel.subject, None, goodbye).await;
                 self.bus.close().await;
                 let _ = done.send(());
                 return;
@@ -114,6 +156,16 @@ impl<B: Bus> Writer<B> {
                 metrics::counter!("unisono_bus_dropped_total").increment(1);
                 warn!("a message was larger than the bus takes");
             }
+        }
+    }
+}
+
+impl<B> Clone for Writer<B> {
+    fn clone(&self) -> Self {
+        Self {
+            bus: Rc::clone(&self.bus),
+            node: self.node,
+            missed: Arc::clone(&self.missed),
         }
     }
 }

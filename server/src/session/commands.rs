@@ -9,6 +9,7 @@ use proto::envelope::Payload;
 use proto::{Audience, Close, Publication, RoomName};
 
 use super::{Emitted, Session, Stall};
+use crate::app::PublishError;
 use crate::delivery::Delivery;
 use crate::node::Publish;
 use crate::registry::{Join, Leave};
@@ -180,10 +181,11 @@ impl Session {
         if to.len() > self.shared().config.sockets.emit_ids {
             return Err((ErrorCode::BadMessage, "too many ids in `to`"));
         }
-        if !self.shared().cluster.fits(payload.len() + to.len() * 20) {
-            return Err((ErrorCode::TooLarge, "more than the bus takes"));
-        }
         let results = self.worker.app.emit(to, payload, Some(self.id));
+        let results = results.map_err(|error| match error {
+            PublishError::TooLarge => (ErrorCode::TooLarge, "more than the bus takes"),
+            PublishError::Busy => (ErrorCode::Unavailable, "too much is on its way"),
+        })?;
         if let Some(id) = id {
             self.emits_in_flight += 1;
             let session = ctx.address();
