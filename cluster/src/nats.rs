@@ -69,6 +69,10 @@ pub struct NatsSubscription(Subscriber);
 #[error("nats: {0}")]
 pub struct NatsError(String);
 
+/// Messages and subscriptions that the client itself may hold back: few, because they are not part of the
+/// node's budget, and the queues before it are.
+const CLIENT_COMMANDS_MAX: usize = 128;
+
 /// How long [`Bus::close`] waits for the last bytes to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -92,6 +96,7 @@ impl NatsBus {
             .connection_timeout(config.connect_timeout)
             .ping_interval(config.ping_interval)
             .subscription_capacity(config.subscription_messages_max)
+            .client_capacity(CLIENT_COMMANDS_MAX)
             .reconnect_delay_callback(move |attempts| full_jitter(attempts, delay_max))
             .event_callback(move |event| {
                 note(&event, &noted);

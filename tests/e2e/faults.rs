@@ -160,6 +160,30 @@ async fn a_join_during_an_outage_is_heard_everywhere_after_it() {
 }
 
 #[tokio::test]
+async fn what_a_frozen_nats_does_not_take_holds_no_local_socket_back() {
+    let sandbox = Sandbox::config()
+        .nodes(2)
+        .toml("[sockets]\ninflight_bytes = \"256KiB\"")
+        .start()
+        .await;
+    let mut a = sandbox.client(0, "/x").await;
+    let mut b = sandbox.client(0, "/x").await;
+    let filler = "x".repeat(32 * 1024);
+
+    sandbox.nats[0].freeze();
+    // Far more than the sockets' buffers, the bus's queue and the node's budget take together.
+    for n in 0..600 {
+        a.send("chat", json!([n, filler])).await;
+        assert_eq!(b.expect("chat").await.data[0], n);
+    }
+
+    sandbox.nats[0].thaw();
+    let mut skipped = vec![];
+    until_gap(&mut b, &mut skipped).await;
+    assert_eq!(skipped.len(), 0, "{skipped:?}");
+}
+
+#[tokio::test]
 async fn a_frozen_nats_is_noticed_and_local_sockets_do_not_feel_it() {
     let sandbox = Sandbox::start(2).await;
     let mut a = sandbox.client(0, "/x").await;
