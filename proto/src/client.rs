@@ -307,6 +307,20 @@ fn json_text(value: &RawValue) -> Bytes {
     Bytes::copy_from_slice(value.get().as_bytes())
 }
 
+impl Command {
+    /// The event of the server's that asks for it; none for an event of the application's.
+    pub fn server_event(&self) -> Option<&'static str> {
+        match self {
+            Self::Event { .. } => None,
+            Self::Join(_) => Some("unisono:join"),
+            Self::Leave(_) => Some("unisono:leave"),
+            Self::Publish { .. } => Some("unisono:publish"),
+            Self::Emit { .. } => Some("unisono:emit"),
+            Self::Ping(_) => Some("unisono:ping"),
+        }
+    }
+}
+
 impl ClientId {
     fn parse(value: &RawValue) -> Result<Self, &'static str> {
         let text = value.get();

@@ -51,10 +51,10 @@ impl Session {
             Ok(message) => message,
             Err(refusal) => return self.refuse(&refusal),
         };
+        let event = command.server_event();
         let done = match command {
             Command::Event { name, data } => {
-                self.on_client_event(id, Payload::Event { name, data });
-                return;
+                return self.on_client_event(id, Payload::Event { name, data });
             }
             Command::Join(room) => self.on_join(room, id.clone()),
             Command::Leave(room) => self.on_leave(room, id.clone()),
@@ -77,36 +77,26 @@ impl Session {
                 id,
                 code,
                 message: message.to_owned(),
-                event: None,
+                event: event.map(str::to_owned),
             });
         }
     }
 
     /// An event of the application's own, or a bare frame: for the room of the URL.
     fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload) {
-        let event = match &payload {
-            Payload::Event { name, .. } => Some(name.to_string()),
-            Payload::Text(_) | Payload::Binary(_) => None,
-        };
-        let refusal = |id, code, message: &str| Refusal {
-            id,
-            code,
-            message: message.to_owned(),
-            event: event.clone(),
-        };
         let except = match self.rule.client_events {
             ClientEvents::Relay => vec![self.id],
             ClientEvents::Echo => Vec::new(),
             // Handled, by an application that is not there yet.
             ClientEvents::Forward => return self.ack(id.as_ref(), Some("{}")),
             ClientEvents::Deny => {
-                let message = "clients send no events here";
-                return self.refuse(&refusal(id, ErrorCode::Forbidden, message));
+                let denied = (ErrorCode::Forbidden, "clients send no events here");
+                return self.refuse_event(id, &payload, denied);
             }
         };
         if !self.rooms.contains(&self.home) {
             let message = "not a member of the room of the URL any more";
-            return self.refuse(&refusal(id, ErrorCode::NotJoined, message));
+            return self.refuse_event(id, &payload, (ErrorCode::NotJoined, message));
         }
         let publication = Publication {
             from: Some(self.id),
@@ -114,6 +104,19 @@ impl Session {
             ..Publication::new(Audience::Room(self.home.clone()), payload)
         };
         self.publish(publication, id);
+    }
+
+    fn refuse_event(&mut self, id: Option<ClientId>, payload: &Payload, denied: Denied) {
+        let (code, message) = denied;
+        self.refuse(&Refusal {
+            id,
+            code,
+            message: message.to_owned(),
+            event: match payload {
+                Payload::Event { name, .. } => Some(name.to_string()),
+                Payload::Text(_) | Payload::Binary(_) => None,
+            },
+        });
     }
 
     fn on_join(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
@@ -206,12 +209,8 @@ impl Session {
     /// Sends a publication on its way, now or when the budget has room for it.
     fn publish(&mut self, publication: Publication, id: Option<ClientId>) {
         if !self.shared().cluster.fits(publication.payload.len()) {
-            return self.refuse(&Refusal {
-                id,
-                code: ErrorCode::TooLarge,
-                message: "more than the bus takes".to_owned(),
-                event: None,
-            });
+            let denied = (ErrorCode::TooLarge, "more than the bus takes");
+            return self.refuse_event(id, &publication.payload, denied);
         }
         let budget = self.shared().budget.clone();
         let bytes = publication.payload.len();
