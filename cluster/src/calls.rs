@@ -41,6 +41,7 @@ struct Call {
     sender: oneshot::Sender<Gathered>,
     numbers: Vec<u64>,
     deadline: Instant,
+    late: CallError,
 }
 
 impl Calls {
@@ -53,12 +54,13 @@ impl Calls {
         }
     }
 
-    /// Opens a call that waits for `nodes` and gives its id.
+    /// Opens a call that waits for `nodes` and gives its id. Who has not answered at the deadline is `late`.
     pub(crate) fn open(
         &mut self,
         nodes: impl IntoIterator<Item = NodeId>,
         sender: oneshot::Sender<Gathered>,
         deadline: Instant,
+        late: CallError,
     ) -> u64 {
         let id = self.number();
         let call = Call {
@@ -67,6 +69,7 @@ impl Calls {
             sender,
             numbers: Vec::new(),
             deadline,
+            late,
         };
         self.calls.insert(id, call);
         self.deadlines.insert((deadline, id), ());
@@ -151,7 +154,7 @@ impl Calls {
         for number in &call.numbers {
             self.numbers.remove(number);
         }
-        let late = call.waiting.drain().map(|node| (node, CallError::Timeout));
+        let late = call.waiting.drain().map(|node| (node, call.late));
         call.gathered.missing.extend(late);
         // Whoever asked may have gone away.
         let _ = call.sender.send(call.gathered);
@@ -175,7 +178,7 @@ mod tests {
         let mut calls = Calls::new();
         let (sender, mut receiver) = oneshot::channel();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let call = calls.open([a, b, c], sender, deadline);
+        let call = calls.open([a, b, c], sender, deadline, CallError::Timeout);
         let [to_a, to_b, _] = [a, b, c].map(|node| calls.message(call, Some(node)));
         calls.answer(to_a, a, Answer::Count(1));
         calls.answer(to_a, a, Answer::Count(9));
@@ -196,7 +199,8 @@ mod tests {
         let a = NodeId::new(1);
         let mut calls = Calls::new();
         let (sender, mut receiver) = oneshot::channel();
-        let call = calls.open([a], sender, Instant::now() + Duration::from_secs(1));
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let call = calls.open([a], sender, deadline, CallError::Timeout);
         let number = calls.message(call, None);
         assert_eq!(
             calls.no_responders(number),

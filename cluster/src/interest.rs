@@ -67,6 +67,10 @@ pub(crate) struct Proved {
     pub(crate) rooms: Vec<RoomName>,
     /// Whether the link as a whole was proved.
     pub(crate) link: bool,
+    /// The deadline came before the server's answer.
+    pub(crate) unproved: bool,
+    /// The peers that did not answer.
+    pub(crate) silent: Vec<NodeId>,
 }
 
 impl Interest {
@@ -179,7 +183,12 @@ impl Interest {
         if !over {
             return None;
         }
-        let proof = self.round.take()?.proof;
+        let Round {
+            proof,
+            server,
+            peers,
+            ..
+        } = self.round.take()?;
         let mut rooms = Vec::new();
         for name in proof.rooms {
             if let Some(room) = self.rooms.get_mut(&name) {
@@ -192,6 +201,12 @@ impl Interest {
         Some(Proved {
             rooms,
             link: proof.link,
+            unproved: !server,
+            silent: if offline {
+                Vec::new()
+            } else {
+                peers.into_iter().collect()
+            },
         })
     }
 }

@@ -64,6 +64,10 @@ impl Membership {
         }
     }
 
+    pub(crate) fn knows(&self, id: NodeId) -> bool {
+        self.peers.contains_key(&id)
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.peers.keys().copied()
     }

@@ -14,7 +14,7 @@ pub(crate) struct Missed {
     /// Written since the last question.
     unasked: Rooms,
     /// Written before the question that waits for its answer.
-    asked: Option<Rooms>,
+    asked: Option<(u64, Rooms)>,
 }
 
 /// A set of rooms that becomes "any room" when it grows too large.
@@ -38,23 +38,25 @@ impl Missed {
         self.lost.add(to);
     }
 
-    /// The server is being asked for a sign of life.
-    pub(crate) fn ask(&mut self) {
+    /// The server is being asked for a sign of life. Numbers grow.
+    pub(crate) fn ask(&mut self, number: u64) {
         if self.asked.is_none() {
-            self.asked = Some(std::mem::take(&mut self.unasked));
+            self.asked = Some((number, std::mem::take(&mut self.unasked)));
         }
     }
 
-    /// The server answered.
-    pub(crate) fn confirm(&mut self) {
-        self.asked = None;
+    /// The server answered that question, and so has taken what came before it.
+    pub(crate) fn confirm(&mut self, number: u64) {
+        self.asked.take_if(|(asked, _)| *asked <= number);
     }
 
     /// The connection is lost.
     pub(crate) fn lose_unsure(&mut self) {
         let unasked = std::mem::take(&mut self.unasked);
         self.lost.extend(unasked);
-        self.lost.extend(self.asked.take().unwrap_or_default());
+        if let Some((_, asked)) = self.asked.take() {
+            self.lost.extend(asked);
+        }
     }
 
     /// What was lost since the last call; no names mean any room.
@@ -116,9 +118,9 @@ mod tests {
     fn what_the_server_confirmed_is_not_lost() {
         let mut missed = Missed::default();
         missed.sent(&to("before"));
-        missed.ask();
+        missed.ask(5);
         missed.sent(&to("after"));
-        missed.confirm();
+        missed.confirm(5);
         missed.lose_unsure();
         assert_eq!(lost(&mut missed), Some(vec!["after".to_owned()]));
         assert_eq!(lost(&mut missed), None);
@@ -128,9 +130,11 @@ mod tests {
     fn an_unanswered_question_confirms_nothing() {
         let mut missed = Missed::default();
         missed.sent(&to("a"));
-        missed.ask();
+        missed.ask(5);
         missed.sent(&to("b"));
-        missed.ask();
+        missed.ask(6);
+        // Late, from before the connection that is now.
+        missed.confirm(4);
         missed.lose(&to("c"));
         missed.lose_unsure();
         let names = ["a", "b", "c"].map(str::to_owned).to_vec();

@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, PublishErrorKind, StatusCode, Subscriber};
+use async_nats::{
+    Client, ConnectOptions, Event, PublishErrorKind, ServerAddr, StatusCode, Subscriber,
+};
 use futures_util::Stream;
 use tracing::{info, warn};
 
@@ -33,6 +35,17 @@ pub struct NatsConfig {
     pub reconnect_delay_max: Duration,
     /// Messages that may wait in one subscription.
     pub subscription_messages_max: usize,
+}
+
+/// Checks that a text names a server.
+pub fn check_server(text: &str) -> Result<(), NatsError> {
+    let server: ServerAddr = text
+        .parse()
+        .map_err(|error: std::io::Error| NatsError(error.to_string()))?;
+    let plain = !server.host().is_empty() && !server.host().contains(char::is_whitespace);
+    plain
+        .then_some(())
+        .ok_or_else(|| NatsError("no host in the URL".to_owned()))
 }
 
 /// How to log in to NATS.

@@ -13,7 +13,7 @@ mod core;
 mod reader;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -188,8 +188,8 @@ struct Parcel {
 #[derive(Debug)]
 enum What {
     Body(Box<Body>, Option<Permit>),
-    /// Nothing but a question to the server itself.
-    Void,
+    /// Nothing but a question to the server itself, with its number.
+    Void(u64),
     /// Say goodbye and close.
     Close(oneshot::Sender<()>),
 }
@@ -213,9 +213,6 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Heartbeats and probes that may wait for the writer; there is no use in more.
 const URGENT_MAX: usize = 1_024;
-
-/// The number of the liveness probe in reply subjects. Calls have numbers above it.
-const LIVENESS: u64 = 0;
 
 /// Makes the two sides. [`Node::run`] has to be awaited, on the bus's thread, for anything to happen.
 pub fn start(
@@ -384,8 +381,11 @@ impl Cluster {
     /// The command is on its way when this returns, before anybody awaits the answer.
     fn ask(&self, command: impl FnOnce(oneshot::Sender<Gathered>) -> Command) -> Asked {
         let (sender, receiver) = oneshot::channel();
-        if self.commands.try_send(command(sender)).is_err() {
+        if let Err(error) = self.commands.try_send(command(sender)) {
             metrics::counter!("unisono_bus_dropped_total").increment(1);
+            if let Command::PublishConfirmed(publication, ..) = error.into_inner() {
+                lock(&self.missed).lose(&publication.to);
+            }
         }
         Asked(receiver)
     }
@@ -437,7 +437,7 @@ impl Missed {
 // === impl Node ===
 
 impl Node {
-    /// Runs until the handle is gone. Must be polled inside a [`tokio::task::LocalSet`].
+    /// Runs until the handle is gone, or something in it is broken. Must be polled inside a [`tokio::task::LocalSet`].
     pub async fn run<B: Bus>(self, bus: B) {
         let bus = Rc::new(bus);
         let (inputs, inputs_receiver) = mpsc::channel(self.config.queue_messages_max);
@@ -464,6 +464,8 @@ impl Node {
             reader,
             readers: JoinSet::new(),
             room_readers: HashMap::new(),
+            deferred: HashSet::new(),
+            there: there_receiver.clone(),
         };
         let data = Data {
             writer,
@@ -494,8 +496,22 @@ impl Node {
             heartbeat_due: now,
             overflows: 0,
             proving_link: false,
+            liveness: Vec::new(),
+            silent: HashSet::new(),
             config: self.config,
         };
-        core.run(self.commands, self.wishes, inputs_receiver).await;
+        let broken = async {
+            while let Some(ended) = lanes.join_next().await {
+                if ended.is_err() {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = core.run(self.commands, self.wishes, inputs_receiver) => {}
+            // A lane that panicked would leave the node deaf or dumb: better none than that.
+            () = broken => {}
+        }
     }
 }

@@ -23,7 +23,7 @@ mod pb {
 pub const VERSION: u32 = 1;
 
 /// Bytes that an envelope may add to what users chose (payload, names, `except`): a bound, not a measure.
-pub const OVERHEAD_BYTES: usize = 256;
+pub const OVERHEAD_BYTES: usize = 512;
 
 /// Bytes that are not an envelope that this version can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,13 +7,15 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use actix_web::body::MessageBody;
+use actix_web::dev::Payload;
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use actix_web::{App, HttpRequest, HttpResponse, ResponseError, web};
+use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, web};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use cluster::{LinkState, Sent};
+use futures_util::future::LocalBoxFuture;
 use proto::client::from_object;
 use proto::envelope::{RoomsQuery, SocketsQuery, Status};
 use proto::{Audience, RoomName, SocketId};
@@ -50,29 +52,29 @@ pub fn app(
 > {
     let api = web::scope("/api/v1")
         .wrap(actix_web::middleware::from_fn(access::check))
-        .route("/emit", web::post().to(emit))
-        .route("/publish", web::post().to(publish))
-        .route("/broadcast", web::post().to(broadcast))
-        .route("/disconnect", web::post().to(disconnect))
-        .route("/join", web::post().to(join))
-        .route("/leave", web::post().to(leave))
-        .route("/batch", web::post().to(batch))
-        .route("/sockets/{id}", web::get().to(socket))
-        .route("/rooms", web::get().to(rooms))
-        .route("/rooms/sockets", web::get().to(room_sockets))
-        .route("/nodes", web::get().to(nodes))
+        .service(at("/emit", web::post().to(emit)))
+        .service(at("/publish", web::post().to(publish)))
+        .service(at("/broadcast", web::post().to(broadcast)))
+        .service(at("/disconnect", web::post().to(disconnect)))
+        .service(at("/join", web::post().to(join)))
+        .service(at("/leave", web::post().to(leave)))
+        .service(at("/batch", web::post().to(batch)))
+        .service(at("/sockets/{id}", web::get().to(socket)))
+        .service(at("/rooms", web::get().to(rooms)))
+        .service(at("/rooms/sockets", web::get().to(room_sockets)))
+        .service(at("/nodes", web::get().to(nodes)))
         .default_service(web::to(no_such_path));
     let body_bytes_max = unisono.shared.config.api.body_bytes;
     App::new()
         .app_data(web::Data::new(unisono))
         .app_data(web::PayloadConfig::new(body_bytes_max))
         .service(api)
-        .route("/", web::get().to(chat_page))
-        .route("/health/live", web::get().to(live))
-        .route("/health/ready", web::get().to(ready))
+        .service(at("/", web::get().to(chat_page)))
+        .service(at("/health/live", web::get().to(live)).route(web::head().to(live)))
+        .service(at("/health/ready", web::get().to(ready)).route(web::head().to(ready)))
         .configure(|config| {
             if metrics {
-                config.route("/metrics", web::get().to(metrics_text));
+                config.service(at("/metrics", web::get().to(metrics_text)));
             }
         })
         .default_service(web::to(no_such_path))
@@ -83,33 +85,33 @@ type ApiResult = Result<Value, ApiError>;
 
 // === verbs ===
 
-async fn emit(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn emit(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_emit(&app, read(&body)?).await.map(answer)
 }
 
-async fn publish(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn publish(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_publish(&app, read(&body)?).await.map(answer)
 }
 
-async fn broadcast(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn broadcast(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_broadcast(&app, read(&body)?).await.map(answer)
 }
 
-async fn disconnect(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn disconnect(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_disconnect(&app, read(&body)?).await.map(answer)
 }
 
-async fn join(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn join(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_join(&app, read(&body)?).await.map(answer)
 }
 
-async fn leave(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn leave(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_leave(&app, read(&body)?).await.map(answer)
 }
 
 /// The requests of a batch are carried out one after the other. One that fails has an `error` in its
 /// place, and the rest goes on.
-async fn batch(app: App_, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+async fn batch(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
     let requests: Vec<HashMap<&str, &RawValue>> =
         serde_json::from_str(text(&body)?).map_err(|error| ApiError::bad(error.to_string()))?;
     let max = app.shared.config.api.batch;
@@ -154,12 +156,12 @@ async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {
     let rooms = match (body.room, body.rooms) {
         (Some(room), None) => vec![room],
         (None, Some(rooms)) => rooms,
-        _ => {
-            return Err(ApiError::bad(
-                "one of `room` and `rooms` is needed".to_owned(),
-            ));
-        }
+        _ => Vec::new(),
     };
+    if rooms.is_empty() {
+        let message = "one of `room` and `rooms` is needed, with at least one room";
+        return Err(ApiError::bad(message.to_owned()));
+    }
     check_count(app, rooms.len())?;
     let mut audiences = Vec::with_capacity(rooms.len());
     for room in &rooms {
@@ -190,9 +192,11 @@ async fn send(
         .map(|id| socket_id(id))
         .collect::<Result<_, _>>()?;
     if confirm {
+        let cluster = &app.shared.cluster;
+        let whole = cluster.alone() || cluster.link() == LinkState::Connected;
         let confirmed = app.publish_confirmed(to, payload, except).await?;
         return Ok(json!({
-            "status": "confirmed",
+            "status": if whole { "confirmed" } else { "local_only" },
             "sockets": confirmed.value,
             "nodes": nodes_value(&confirmed.nodes),
         }));
@@ -385,11 +389,53 @@ async fn metrics_text(app: App_) -> HttpResponse {
         .body(app.shared.metrics())
 }
 
+/// A path with its route; other methods are told so.
+fn at(path: &str, route: Route) -> Resource {
+    web::resource(path)
+        .route(route)
+        .default_service(web::to(wrong_method))
+}
+
+async fn wrong_method() -> Result<HttpResponse, ApiError> {
+    Err(ApiError {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        code: "wrong_method",
+        message: "this path does not take that method".to_owned(),
+    })
+}
+
 async fn no_such_path() -> Result<HttpResponse, ApiError> {
     Err(ApiError::not_found("no such path"))
 }
 
 // === reading and answering ===
+
+/// A body within the limit, or an error in the words of this API.
+struct Body(web::Bytes);
+
+impl FromRequest for Body {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let bytes = web::Bytes::from_request(request, payload);
+        Box::pin(async move {
+            let bytes = bytes.await.map_err(|error| {
+                let status = error.as_response_error().status_code();
+                ApiError {
+                    status,
+                    code: if status == StatusCode::PAYLOAD_TOO_LARGE {
+                        "too_large"
+                    } else {
+                        "bad_request"
+                    },
+                    message: error.to_string(),
+                }
+            })?;
+            Ok(Self(bytes))
+        })
+    }
+}
 
 /// Reads a body, whatever its content type says.
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {

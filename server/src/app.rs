@@ -302,7 +302,7 @@ impl Unisono {
         }
     }
 
-    /// One publication for each audience, with its permit: all of them or none.
+    /// One publication for each audience, with their permit.
     fn publications(
         &self,
         to: Vec<Audience>,
@@ -313,18 +313,19 @@ impl Unisono {
         if !self.shared.cluster.fits(payload.len() + except.len() * 18) {
             return Err(PublishError::TooLarge);
         }
+        // The payload is one, however many rooms it goes to.
+        let permit = self.shared.budget.try_acquire(payload.len());
+        let permit = permit.ok_or(PublishError::Busy)?;
         let once = (to.len() > 1).then(|| self.shared.next_once());
-        to.into_iter()
-            .map(|to| {
-                let permit = self.shared.budget.try_acquire(payload.len());
-                let publication = Publication {
-                    except: except.to_vec(),
-                    once,
-                    ..Publication::new(to, payload.clone())
-                };
-                Ok((publication, permit.ok_or(PublishError::Busy)?))
-            })
-            .collect()
+        let publication = |to| Publication {
+            except: except.to_vec(),
+            once,
+            ..Publication::new(to, payload.clone())
+        };
+        let publications = to.into_iter().map(publication);
+        Ok(publications
+            .map(|publication| (publication, permit.clone()))
+            .collect())
     }
 }
 

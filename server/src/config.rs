@@ -26,6 +26,9 @@ const ENVIRONMENT_PREFIX: &str = "UNISONO__";
 /// Keys whose values are not shown.
 const SECRETS: [&str; 1] = ["api.keys"];
 
+/// What is wrong with such a value, without the value.
+const SECRET_BAD: &str = "expected a list of texts (the value is not shown)";
+
 /// Everything that can be set. See `unisono.toml` for what each key means.
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
 #[derive(Clone, Debug, Deserialize)]
@@ -298,6 +301,7 @@ impl Merge {
         };
         match value {
             Some(value) => self.add_value(source, key, value),
+            None if SECRETS.contains(&key) => self.mistake(source, key, SECRET_BAD.to_owned()),
             None => self.mistake(source, key, format!("`{text}` is not a value for this key")),
         }
     }
@@ -391,7 +395,10 @@ impl Merge {
                     let key = key.trim_end_matches('.');
                     let default = self.reference_value(key).cloned();
                     let source = self.source(key);
-                    let reason = error.inner().message().trim_end().to_owned();
+                    let reason = match SECRETS.contains(&key) {
+                        true => SECRET_BAD.to_owned(),
+                        false => error.inner().message().trim_end().to_owned(),
+                    };
                     self.mistake(&source, key, reason);
                     self.set(key, default?);
                 }
@@ -505,6 +512,9 @@ impl Config {
                 "cluster.nats",
                 "the URL is no place for a password; use nats_user and nats_password_file",
             );
+            if let Err(error) = ::cluster::check_server(server) {
+                check(false, "cluster.nats", &error.to_string());
+            }
         }
         check(
             cluster.node_name.len() <= 100 && !cluster.node_name.chars().any(char::is_control),
@@ -525,6 +535,11 @@ impl Config {
             cluster.bus_timeout >= 2 * cluster.heartbeat_interval,
             "cluster.bus_timeout",
             "at least twice heartbeat_interval",
+        );
+        check(
+            cluster.room_linger >= cluster.call_timeout,
+            "cluster.room_linger",
+            "at least call_timeout",
         );
         for (value, key) in [
             (cluster.queue_messages, "cluster.queue_messages"),
@@ -633,12 +648,17 @@ fn is_filter(text: &str) -> bool {
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|_| {
-        serde::de::Error::custom(format!(
+    match humantime::parse_duration(&text) {
+        Ok(duration) if duration <= DURATION_MAX => Ok(duration),
+        Ok(_) => Err(serde::de::Error::custom("at most 24h")),
+        Err(_) => Err(serde::de::Error::custom(format!(
             "`{text}` is not a duration, such as \"25s\" or \"500ms\""
-        ))
-    })
+        ))),
+    }
 }
+
+/// Far above what any of them is for, and what timers can count.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn optional_address<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -749,11 +769,30 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_not_shown_even_when_it_is_wrong() {
+        let (_folder, path) = file("[api]\nkeys = 'my-very-secret-key'");
+        let sources = Sources {
+            file: Some(path),
+            environment: pairs(&[("UNISONO__API__KEYS", "['another-secret-key")]),
+            flags: Vec::new(),
+        };
+        let Err(error) = sources.load() else {
+            panic!("refused");
+        };
+        let message = error.to_string();
+        assert!(
+            message.contains("api.keys") && !message.contains("secret-key"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn contradictions_are_mistakes() {
         let sources = Sources {
             flags: pairs(&[
                 ("cluster.nats_user", "me"),
-                ("cluster.nats", "localhost:4222"),
+                ("cluster.nats", "localhost:4222,nats://a b"),
+                ("sockets.ping_interval", "100years"),
                 ("api.keys", "short"),
                 ("log.level", "deafening"),
             ]),
@@ -766,6 +805,7 @@ mod tests {
         for key in [
             "nats_password_file",
             "cluster.nats:",
+            "sockets.ping_interval: at most 24h",
             "api.keys",
             "log.level",
         ] {

@@ -146,9 +146,16 @@ impl Door {
     fn decide(head: &[u8]) -> Result<Decision, Refusal> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
-        request
+        let bad = |why: &str| Refusal::of("400 Bad Request", "bad_request", why);
+        match request
             .parse(head)
-            .map_err(|error| Refusal::of("400 Bad Request", "bad_request", &error.to_string()))?;
+            .map_err(|error| bad(&error.to_string()))?
+        {
+            // A head that ends before its empty line has lines that end in a bare LF: others would see its end
+            // elsewhere.
+            httparse::Status::Complete(len) if len == head.len() => {}
+            _ => return Err(bad("lines end in CR LF")),
+        }
         Ok(match handshake::read(&request)? {
             Wanted::Http => Decision::Http(handshake::without_upgrade(&request)),
             Wanted::Socket(upgrade) => Decision::Socket(upgrade),

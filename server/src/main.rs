@@ -194,7 +194,12 @@ fn refuse_huge_pages() {
 }
 
 fn start_log(log: &Log) {
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // What the client of NATS has to say, `cluster` says.
+    let level = match log.level.contains("async_nats") {
+        true => log.level.clone(),
+        false => format!("async_nats=off,{}", log.level),
+    };
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -97,7 +97,7 @@ impl Actor for Node {
 impl Handler<Publish> for Node {
     type Result = ();
 
-    fn handle(&mut self, Publish { delivery, report }: Publish, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Publish { delivery, report }: Publish, _: &mut Context<Self>) {
         self.deliver(&delivery);
         let cluster = &self.shared.cluster;
         let publication = delivery.publication().clone();
@@ -110,9 +110,9 @@ impl Handler<Publish> for Node {
             }
             Report::Confirmed(reply) => {
                 let confirmed = cluster.publish_confirmed(publication, delivery.permit());
-                ctx.spawn(actix::fut::wrap_future(async move {
+                actix_rt::spawn(async move {
                     let _ = reply.send(confirmed.await);
-                }));
+                });
             }
         }
     }
@@ -161,7 +161,7 @@ impl Handler<DrainAll> for Node {
 
 /// What other nodes want, and what the bus tells.
 impl StreamHandler<Event> for Node {
-    fn handle(&mut self, event: Event, ctx: &mut Context<Self>) {
+    fn handle(&mut self, event: Event, _: &mut Context<Self>) {
         match event {
             Event::Deliver {
                 publication,
@@ -173,9 +173,9 @@ impl StreamHandler<Event> for Node {
                     None => Delivery::new(publication, origin, permit),
                     Some(responder) => {
                         let (done, count) = oneshot::channel();
-                        ctx.spawn(actix::fut::wrap_future(async move {
+                        actix_rt::spawn(async move {
                             responder.respond(Answer::Count(count.await.unwrap_or(0)));
-                        }));
+                        });
                         Delivery::counted(publication, origin, permit, done)
                     }
                 };
@@ -187,9 +187,9 @@ impl StreamHandler<Event> for Node {
                 permit,
             } => {
                 let answer = self.workers.ask(request, permit.as_ref());
-                ctx.spawn(actix::fut::wrap_future(async move {
+                actix_rt::spawn(async move {
                     responder.respond(answer.await);
-                }));
+                });
             }
             Event::RoomReady(room) => {
                 if let Some(entry) = self.rooms.get_mut(&room) {

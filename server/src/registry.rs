@@ -25,7 +25,7 @@ use tokio_util::time::{DelayQueue, delay_queue};
 use crate::delivery::{Delivery, payload_frame};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
-use crate::session::{Disconnect, Joined, Left, SessionRef, Wake};
+use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, Wake};
 use crate::shared::{Shared, now_ms};
 use crate::vital::Vital;
 use crate::websocket::Opcode;
@@ -144,6 +144,9 @@ struct Votes {
     reply: Option<oneshot::Sender<Answer>>,
 }
 
+/// How often sends that are through are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// How often a drain closes a share of the sockets.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
@@ -152,6 +155,7 @@ impl Actor for Registry {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.spawn(WakeUp);
+        ctx.run_interval(SWEEP, |registry, _| registry.once.sweep(Instant::now()));
     }
 }
 
@@ -410,9 +414,7 @@ impl Registry {
             None => Some(Status::NotFound),
         };
         if let Some(status) = refused {
-            if let Some(done) = done {
-                done.vote(id, status);
-            }
+            self.tell(id, room, done, status);
             return;
         }
         let (node, worker) = (&self.node, self.worker);
@@ -439,9 +441,15 @@ impl Registry {
     fn admit(&mut self, id: SocketId, room: &RoomName, done: Option<Vote>) {
         let socket = self.sockets.get_mut(&id);
         let entry = self.rooms.get_mut(room);
+        let rooms_max = self.shared.config.sockets.rooms_per_socket;
         let status = match (socket, entry) {
             (Some(socket), Some(entry)) => {
-                if !socket.rooms.contains(room) {
+                let known = socket.rooms.contains(room);
+                if !known && socket.rooms.len() >= rooms_max {
+                    self.tell(id, room, done, Status::Dropped);
+                    return;
+                }
+                if !known {
                     if !socket.open {
                         // Straight from here, so that nothing which is sent to an open socket comes before.
                         socket.open = true;
@@ -457,6 +465,19 @@ impl Registry {
         };
         if let Some(done) = done {
             done.vote(id, status);
+        }
+    }
+
+    /// A join came to an end without an `Add` to the room, which would tell the session.
+    fn tell(&self, id: SocketId, room: &RoomName, done: Option<Vote>, status: Status) {
+        if let Some(done) = done {
+            done.vote(id, status);
+        } else if let Some(socket) = self.sockets.get(&id) {
+            let room = room.clone();
+            match status {
+                Status::Delivered => socket.session.addr.do_send(Joined(room)),
+                _ => socket.session.addr.do_send(Refused(room)),
+            }
         }
     }
 

@@ -2,14 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use bytes::{Bytes, BytesMut};
 use indexmap::IndexMap;
 use proto::client::gap_text;
 use proto::envelope::{Answer, SocketsPage, SocketsQuery};
-use proto::{RoomName, SocketId};
+use proto::{NodeId, RoomName, SocketId};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::delivery::Delivery;
 use crate::session::{Disconnect, Joined, Left, SessionRef};
@@ -227,6 +229,10 @@ impl Room {
 }
 
 impl Once {
+    fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Whether the socket was not reached before.
     fn first(&self, id: SocketId) -> bool {
         let mut reached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,26 +276,20 @@ fn concat(frames: &[&Bytes], bytes: usize) -> Bytes {
 /// Sends to several rooms of which copies may still be on their way, by the number of the send.
 #[derive(Default)]
 pub struct OnceTable {
-    sends: HashMap<(proto::NodeId, u64), (Once, tokio::time::Instant)>,
+    sends: HashMap<(NodeId, u64), (Once, Instant)>,
 }
 
-/// How long a copy may be late, and how many sends are remembered. A send that is forgotten could reach a
-/// socket twice, so both are far above what a working bus needs.
-const ONCE_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(60);
-const ONCE_SENDS_MAX: usize = 65_536;
+/// How long a copy may be late, how many sends are remembered, and how many sockets in all of them. A send
+/// that is forgotten could reach a socket twice; the times and numbers are far above what a working bus needs.
+const ONCE_AGE_MAX: Duration = Duration::from_secs(10);
+const ONCE_SENDS_MAX: usize = 16_384;
+const ONCE_SOCKETS_MAX: usize = 1_000_000;
 
 impl OnceTable {
     /// The sockets that the send has reached so far.
-    pub fn get(&mut self, send: (proto::NodeId, u64), now: tokio::time::Instant) -> Once {
-        if self.sends.len() >= ONCE_SENDS_MAX || self.sends.len() == self.sends.capacity() {
-            self.sends
-                .retain(|_, (_, seen)| now.duration_since(*seen) < ONCE_AGE_MAX);
-        }
-        if self.sends.len() >= ONCE_SENDS_MAX {
-            let oldest = self.sends.iter().min_by_key(|(_, (_, seen))| *seen);
-            if let Some(oldest) = oldest.map(|(send, _)| *send) {
-                self.sends.remove(&oldest);
-            }
+    pub fn get(&mut self, send: (NodeId, u64), now: Instant) -> Once {
+        if self.sends.len() >= ONCE_SENDS_MAX && !self.sends.contains_key(&send) {
+            self.forget_oldest(ONCE_SENDS_MAX / 2);
         }
         let (once, _) = self
             .sends
@@ -297,13 +297,43 @@ impl OnceTable {
             .or_insert_with(|| (Once::default(), now));
         once.clone()
     }
+
+    /// Forgets what is through. To be called now and then.
+    pub fn sweep(&mut self, now: Instant) {
+        self.sends
+            .retain(|_, (_, seen)| now.duration_since(*seen) < ONCE_AGE_MAX);
+        let sockets = |table: &Self| {
+            table
+                .sends
+                .values()
+                .map(|(once, _)| once.len())
+                .sum::<usize>()
+        };
+        while sockets(self) > ONCE_SOCKETS_MAX {
+            self.forget_oldest(self.sends.len() / 2);
+        }
+        if self.sends.is_empty() {
+            self.sends = HashMap::new();
+        }
+    }
+
+    /// Keeps the newest.
+    fn forget_oldest(&mut self, kept: usize) {
+        let mut ages: Vec<_> = self
+            .sends
+            .iter()
+            .map(|(send, (_, seen))| (*seen, *send))
+            .collect();
+        ages.sort_unstable();
+        for (_, send) in &ages[..ages.len() - kept] {
+            self.sends.remove(send);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::NodeId;
-    use std::time::Duration;
 
     #[test]
     fn frames_are_put_together_up_to_a_bound() {
@@ -319,16 +349,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_send_to_several_rooms_is_remembered_for_a_while() {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let mut table = OnceTable::default();
         let id = SocketId::new(NodeId::new(1), 0, 1);
         assert!(table.get((NodeId::new(1), 1), now).first(id));
         assert!(!table.get((NodeId::new(1), 1), now).first(id));
         assert!(table.get((NodeId::new(2), 1), now).first(id));
-        let later = now + ONCE_AGE_MAX + Duration::from_secs(1);
-        for send in 2..100 {
-            table.get((NodeId::new(1), send), later);
+        for send in 2..=ONCE_SENDS_MAX as u64 {
+            table.get((NodeId::new(1), send), now + Duration::from_millis(1));
         }
-        assert_eq!(table.sends.len(), 98, "the old ones are gone");
+        assert!(table.sends.len() <= ONCE_SENDS_MAX);
+        table.sweep(now + Duration::from_secs(1));
+        assert!(!table.sends.is_empty());
+        table.sweep(now + ONCE_AGE_MAX + Duration::from_secs(1));
+        assert!(table.sends.is_empty());
     }
 }

@@ -31,6 +31,9 @@ pub struct Server {
 /// How often a drain looks whether the last socket is gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
+/// How long the bus may take with what waits to be sent, and with the goodbye.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The wait after a failure to accept, which is most often a want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -161,7 +164,10 @@ impl Server {
                 "sockets are left at the end of the drain"
             );
         }
-        shared.cluster.leave().await;
+        let left = tokio::time::timeout(LEAVE_TIMEOUT, shared.cluster.leave());
+        if left.await.is_err() {
+            warn!("the bus took no goodbye");
+        }
         info!("drained");
     }
 }

@@ -16,7 +16,8 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use cluster::Permit;
 use proto::client::{
-    ClientId, Refusal, ack_text, closing_text, error_text, open_text, results_data, room_data,
+    ClientId, ErrorCode, Refusal, ack_text, closing_text, error_text, open_text, results_data,
+    room_data,
 };
 use proto::envelope::Status;
 use proto::{Close, Publication, RoomName, SocketId};
@@ -48,6 +49,11 @@ pub struct Overflowed;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Joined(pub RoomName);
+
+/// The socket may not join: it is in too many rooms by now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Refused(pub RoomName);
 
 /// The socket is no member of the room.
 #[derive(Message)]
@@ -93,6 +99,10 @@ pub struct SessionRef {
 struct Queue {
     bytes: AtomicUsize,
     max: usize,
+    /// Whether the connection takes no more just now. While it does, the session only has to get its turn,
+    /// so a burst is not held against the client.
+    blocked: AtomicBool,
+    burst_max: usize,
     overflowed: AtomicBool,
 }
 
@@ -134,6 +144,10 @@ pub struct Session {
     joins: Vec<(RoomName, Option<ClientId>)>,
     leaves: Vec<(RoomName, Option<ClientId>)>,
     emits_in_flight: usize,
+    /// Of this turn.
+    messages_left: usize,
+    /// Answers the latest ping, when the client reads again.
+    pong: Option<Bytes>,
     heard: Instant,
     pinged: Option<Instant>,
     disconnect: Option<Box<(Instant, Disconnect)>>,
@@ -201,7 +215,7 @@ impl Handler<Deliver> for Session {
 
     fn handle(&mut self, Deliver(frames): Deliver, _: &mut Context<Self>) {
         if self.is_closing() {
-            self.queue.remove(frames.len());
+            self.queue.remove(outbox::cost(&frames));
         } else {
             // The pump writes when the mailbox is empty.
             self.outbox.push(frames);
@@ -230,6 +244,21 @@ impl Handler<Joined> for Session {
         }
         for id in take_waiting(&mut self.joins, &room) {
             self.ack(id.as_ref(), Some(&room_data(&room)));
+        }
+    }
+}
+
+impl Handler<Refused> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Refused(room): Refused, _: &mut Context<Self>) {
+        for id in take_waiting(&mut self.joins, &room) {
+            self.refuse(&Refusal {
+                id,
+                code: ErrorCode::Forbidden,
+                message: "this socket is in too many rooms".to_owned(),
+                event: Some("unisono:join".to_owned()),
+            });
         }
     }
 }
@@ -290,7 +319,7 @@ impl SessionRef {
     /// Hands frames over. When they do not fit into the client's queue, they are not, and the client, who
     /// has missed something now, is closed.
     pub fn offer(&self, frames: &Bytes) -> bool {
-        if self.queue.add(frames.len()) {
+        if self.queue.add(frames) {
             self.addr.do_send(Deliver(frames.clone()));
             return true;
         }
@@ -318,18 +347,24 @@ impl SessionRef {
 }
 
 impl Queue {
-    /// Counts bytes, if there is room. One message alone fits always.
-    fn add(&self, bytes: usize) -> bool {
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before == 0 || before + bytes <= self.max;
+    /// Counts frames, if there is room. Alone they fit always.
+    fn add(&self, frames: &Bytes) -> bool {
+        let cost = outbox::cost(frames);
+        let before = self.bytes.fetch_add(cost, Ordering::Relaxed);
+        let max = if self.blocked.load(Ordering::Relaxed) {
+            self.max
+        } else {
+            self.burst_max
+        };
+        let fits = before == 0 || before + cost <= max;
         if !fits {
-            self.remove(bytes);
+            self.remove(cost);
         }
         fits
     }
 
-    fn remove(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn remove(&self, cost: usize) {
+        self.bytes.fetch_sub(cost, Ordering::Relaxed);
     }
 }
 
@@ -364,6 +399,8 @@ impl Session {
         let queue = Arc::new(Queue {
             bytes: AtomicUsize::new(0),
             max: sockets.queue_bytes,
+            blocked: AtomicBool::new(false),
+            burst_max: sockets.queue_bytes.max(sockets.inflight_bytes),
             overflowed: AtomicBool::new(false),
         });
         let mut session = Self {
@@ -382,6 +419,8 @@ impl Session {
             joins: Vec::new(),
             leaves: Vec::new(),
             emits_in_flight: 0,
+            messages_left: 0,
+            pong: None,
             heard: Instant::now(),
             pinged: None,
             disconnect: None,
@@ -433,7 +472,8 @@ impl Session {
             return;
         }
         // Past every limit: it is the last.
-        self.queue.bytes.fetch_add(frame.len(), Ordering::Relaxed);
+        let cost = outbox::cost(&frame);
+        self.queue.bytes.fetch_add(cost, Ordering::Relaxed);
         self.outbox.push(frame);
         let timeout = self.shared().config.sockets.close_timeout;
         self.phase = Phase::Closing(Box::new(Closing {
@@ -496,6 +536,10 @@ impl Session {
         if let Some(planned) = self.disconnect.take_if(|planned| planned.0 <= now) {
             return self.disconnect(&planned.1);
         }
+        if self.stall.is_some() || self.emits_in_flight >= settings.emits_in_flight {
+            // It is this side that does not listen.
+            self.heard = now;
+        }
         let stuck = |since| now >= since + settings.write_timeout;
         if self.outbox.blocked_since().is_some_and(stuck) {
             return self.close_slow();
@@ -549,7 +593,7 @@ impl Session {
         if self.is_closing() {
             return;
         }
-        if self.queue.add(frame.len()) {
+        if self.queue.add(&frame) {
             self.outbox.push(frame);
         } else {
             self.close_slow();

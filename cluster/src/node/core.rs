@@ -1,9 +1,10 @@
 //! The loop of a node's side of the bus, and its state.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proto::envelope::{Answer, Body, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName};
@@ -12,15 +13,19 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{
-    Command, Config, Event, Input, LIVENESS, Load, Parcel, RoomOp, TICK, Wanted, What, lock,
-};
+use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, What, lock};
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
 use crate::membership::Membership;
 use crate::missed::Missed;
 use crate::{Bus, CallError, Gathered, LinkState, Permit, Subject, Subjects};
+
+/// Questions to the server that are remembered while it is silent; then the link is away.
+const LIVENESS_MAX: usize = 16;
+
+/// How long to wait for a node that nobody knows: it may have come up a moment ago, or never have been.
+const STRANGER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The loop and its state. It never waits for the network.
 pub(super) struct Core<B> {
@@ -46,6 +51,11 @@ pub(super) struct Core<B> {
     pub(super) overflows: u64,
     /// From the return of the link to its proof, sockets are not told of the gap yet: it still grows.
     pub(super) proving_link: bool,
+    /// Numbers of the signs of life that the server was asked for, since the last that it gave.
+    pub(super) liveness: Vec<u64>,
+    /// Peers that did not answer the last round in time, until they are heard again: the next does not wait
+    /// for them.
+    pub(super) silent: HashSet<NodeId>,
 }
 
 impl<B: Bus> Core<B> {
@@ -106,8 +116,17 @@ impl<B: Bus> Core<B> {
         permit: Option<&Permit>,
         sender: oneshot::Sender<Gathered>,
     ) {
-        let deadline = Instant::now() + self.config.call_timeout;
-        let call = self.calls.open(nodes.iter().copied(), sender, deadline);
+        let known = nodes.iter().all(|node| self.membership.knows(*node));
+        let (timeout, late) = if known {
+            (self.config.call_timeout, CallError::Timeout)
+        } else {
+            let timeout = self.config.call_timeout.min(STRANGER_TIMEOUT);
+            (timeout, CallError::NodeGone)
+        };
+        let deadline = Instant::now() + timeout;
+        let call = self
+            .calls
+            .open(nodes.iter().copied(), sender, deadline, late);
         for node in nodes {
             self.send_request(call, *node, request.clone(), permit.cloned());
         }
@@ -138,7 +157,10 @@ impl<B: Bus> Core<B> {
     ) {
         let peers: Vec<_> = self.membership.ids().collect();
         let deadline = Instant::now() + self.config.call_timeout;
-        let call = self.calls.open(peers.iter().copied(), sender, deadline);
+        let late = CallError::Timeout;
+        let call = self
+            .calls
+            .open(peers.iter().copied(), sender, deadline, late);
         let number = self.calls.message(call, None);
         let (subject, room) = match &publication.to {
             Audience::Room(room) => (self.subjects.room(room), Some(room.clone())),
@@ -183,6 +205,7 @@ impl<B: Bus> Core<B> {
         self.link.heard(now);
         match input {
             Input::Heartbeat(peer, heartbeat) => {
+                self.silent.remove(&peer);
                 let name = heartbeat.name.clone();
                 if self.membership.heard(peer, heartbeat, now) {
                     info!(node = %peer, %name, "node up");
@@ -195,7 +218,10 @@ impl<B: Bus> Core<B> {
                 Some(_) => self.interest.peer_answered(from),
                 None => self.calls.answer(number, from, answer),
             },
-            Input::NoResponders(LIVENESS) => lock(&self.missed).confirm(),
+            Input::NoResponders(number) if self.liveness.contains(&number) => {
+                self.liveness.clear();
+                lock(&self.missed).confirm(number);
+            }
             Input::NoResponders(number) => match self.probes.get(&number).copied() {
                 Some(None) => self.interest.server_answered(),
                 Some(Some(peer)) => self.down(peer, "does not listen"),
@@ -215,6 +241,7 @@ impl<B: Bus> Core<B> {
 
     fn down(&mut self, peer: NodeId, why: &str) {
         self.interest.peer_answered(peer);
+        self.silent.remove(&peer);
         if self.membership.down(peer) {
             info!(node = %peer, why, "node down");
         }
@@ -258,11 +285,16 @@ impl<B: Bus> Core<B> {
         if self.heartbeat_due <= now {
             self.heartbeat_due = now + self.config.heartbeat_interval;
             self.send_heartbeat();
-            self.probe_server(LIVENESS);
+            let number = self.calls.number();
+            self.liveness.push(number);
+            let surplus = self.liveness.len().saturating_sub(LIVENESS_MAX);
+            self.liveness.drain(..surplus);
+            self.probe_server(number);
         }
         if self.link.state() == LinkState::Connected {
             for peer in self.membership.expire(now) {
                 info!(node = %peer, "node down: silent for too long");
+                self.silent.remove(&peer);
                 self.interest.peer_answered(peer);
             }
             self.tell_missed();
@@ -304,7 +336,7 @@ impl<B: Bus> Core<B> {
         self.urgent(
             self.subjects.void(self.config.node),
             Some(reply),
-            What::Void,
+            What::Void(number),
         );
     }
 
@@ -339,8 +371,13 @@ impl<B: Bus> Core<B> {
         loop {
             if let Some(proved) = self.interest.end_round(offline, now) {
                 self.probes.clear();
-                for room in proved.rooms {
+                self.silent.extend(proved.silent);
+                for room in proved.rooms.iter().cloned() {
                     self.emit(Event::RoomReady(room)).await;
+                }
+                // The server did not answer in time: what is published elsewhere may not be heard yet.
+                if proved.unproved && !offline && !proved.rooms.is_empty() {
+                    self.gap(Some(proved.rooms), "bus_outage").await;
                 }
                 if proved.link && !offline && self.proving_link {
                     self.proving_link = false;
@@ -350,7 +387,11 @@ impl<B: Bus> Core<B> {
                     self.show_link();
                 }
             }
-            if !self.interest.start_round(self.membership.ids(), now) {
+            let peers = self
+                .membership
+                .ids()
+                .filter(|peer| !self.silent.contains(peer));
+            if !self.interest.start_round(peers, now) {
                 return;
             }
             if !offline {

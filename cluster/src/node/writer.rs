@@ -1,7 +1,7 @@
 //! What goes out, in two lanes that do not wait for each other: subscriptions with the probes that prove
 //! them, and everything else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +24,7 @@ pub(super) struct Writer<B> {
 }
 
 /// The lane of subscriptions, and of what proves them: a probe is written after the subscriptions that were
-/// asked for before it. During an outage it may wait for the bus as long as it likes.
+/// asked for before it. What is asked for during an outage is put together until the bus is back.
 pub(super) struct Control<B> {
     pub(super) writer: Writer<B>,
     pub(super) subjects: Arc<Subjects>,
@@ -32,6 +32,10 @@ pub(super) struct Control<B> {
     /// End with the lane.
     pub(super) readers: JoinSet<()>,
     pub(super) room_readers: HashMap<RoomName, AbortHandle>,
+    /// Rooms to subscribe to when the bus is there.
+    pub(super) deferred: HashSet<RoomName>,
+    /// Whether it is.
+    pub(super) there: watch::Receiver<bool>,
 }
 
 /// The lane of everything else. What is in it holds a share of the budget, so it never waits for a bus that
@@ -66,9 +70,17 @@ impl<B: Bus> Control<B> {
                 biased;
                 Some(op) = rooms.recv() => self.on_room(op).await,
                 Some(parcel) = urgent.recv() => {
+                    if *self.there.borrow_and_update() {
+                        for room in std::mem::take(&mut self.deferred) {
+                            self.subscribe(room).await;
+                        }
+                    }
                     // There is no use in old heartbeats once the bus is back.
                     if self.writer.bus.status().connected {
-                        self.writer.send(parcel).await;
+                        tokio::select! {
+                            () = self.writer.send(parcel) => {}
+                            () = gone(&mut self.there) => {}
+                        }
                     }
                 }
                 else => return,
@@ -78,14 +90,9 @@ impl<B: Bus> Control<B> {
 
     async fn on_room(&mut self, op: RoomOp) {
         match op {
-            RoomOp::Subscribe(room) => {
-                let subject = self.subjects.room(&room);
-                let subscription = self.writer.bus.subscribe(subject).await;
-                let reader = self.reader.clone().run(subscription, Kind::Publications);
-                let reader = self.readers.spawn_local(reader);
-                self.room_readers.insert(room, reader);
-            }
+            RoomOp::Subscribe(room) => self.subscribe(room).await,
             RoomOp::Unsubscribe(room) => {
+                self.deferred.remove(&room);
                 if let Some(reader) = self.room_readers.remove(&room) {
                     reader.abort();
                 }
@@ -93,6 +100,30 @@ impl<B: Bus> Control<B> {
             }
         }
     }
+
+    async fn subscribe(&mut self, room: RoomName) {
+        if !*self.there.borrow_and_update() {
+            self.deferred.insert(room);
+            return;
+        }
+        let subject = self.subjects.room(&room);
+        let subscription = tokio::select! {
+            subscription = self.writer.bus.subscribe(subject) => subscription,
+            () = gone(&mut self.there) => {
+                self.deferred.insert(room);
+                return;
+            }
+        };
+        let reader = self.reader.clone().run(subscription, Kind::Publications);
+        let reader = self.readers.spawn_local(reader);
+        self.room_readers.insert(room, reader);
+    }
+}
+
+/// Waits until the bus is not there.
+async fn gone(there: &mut watch::Receiver<bool>) {
+    // Without a sender the loop has ended, and this lane ends with it.
+    let _ = there.wait_for(|there| !there).await;
 }
 
 // === impl Data ===
@@ -100,8 +131,13 @@ impl<B: Bus> Control<B> {
 impl<B: Bus> Data<B> {
     pub(super) async fn run(mut self, mut data: mpsc::Receiver<Parcel>) {
         while let Some(parcel) = data.recv().await {
-            if let What::Close(_) = parcel.what {
-                self.writer.send(parcel).await;
+            if let What::Close(done) = parcel.what {
+                if *self.there.borrow() {
+                    let goodbye = Some(Body::Goodbye);
+                    let _ = self.writer.publish(parcel.subject, None, goodbye).await;
+                }
+                self.writer.bus.close().await;
+                let _ = done.send(());
                 return;
             }
             let proved = *self.link.borrow() == LinkState::Connected;
@@ -112,7 +148,7 @@ impl<B: Bus> Data<B> {
             // What is cut off in the middle counts as unsure, and so as lost with the link.
             tokio::select! {
                 () = self.writer.send(parcel) => {}
-                _ = self.there.wait_for(|there| !there) => {}
+                () = gone(&mut self.there) => {}
             }
         }
     }
@@ -124,25 +160,32 @@ impl<B: Bus> Writer<B> {
     async fn send(&self, parcel: Parcel) {
         let (body, _permit) = match parcel.what {
             What::Body(body, permit) => (Some(*body), permit),
-            What::Void => {
-                lock(&self.missed).ask();
+            What::Void(number) => {
+                lock(&self.missed).ask(number);
                 (None, None)
             }
-            What::Close(done) => {
-                let goodbye = Some(Body::Goodbye);
-                self.publish(parcel.subject, None, goodbye).await;
-                self.bus.close().await;
-                let _ = done.send(());
-                return;
-            }
+            // Seen to by its lane.
+            What::Close(_) => return,
         };
-        if let Some(Body::Publication(publication)) = &body {
-            lock(&self.missed).sent(&publication.to);
+        let audience = match &body {
+            Some(Body::Publication(publication)) => Some(publication.to.clone()),
+            _ => None,
+        };
+        if let Some(to) = &audience {
+            lock(&self.missed).sent(to);
         }
-        self.publish(parcel.subject, parcel.reply, body).await;
+        let sent = self.publish(parcel.subject, parcel.reply, body).await;
+        if let (Err(_), Some(to)) = (sent, audience) {
+            lock(&self.missed).lose(&to);
+        }
     }
 
-    async fn publish(&self, subject: Subject, reply: Option<Subject>, body: Option<Body>) {
+    async fn publish(
+        &self,
+        subject: Subject,
+        reply: Option<Subject>,
+        body: Option<Body>,
+    ) -> Result<(), PublishError> {
         let origin = self.node;
         let payload = body.map(|body| wire::encode(&Envelope { origin, body }));
         let outgoing = Outgoing {
@@ -150,13 +193,12 @@ impl<B: Bus> Writer<B> {
             reply,
             payload: payload.unwrap_or_default(),
         };
-        match self.bus.publish(outgoing).await {
-            Ok(()) | Err(PublishError::Closed) => {}
-            Err(PublishError::TooLarge) => {
-                metrics::counter!("unisono_bus_dropped_total").increment(1);
-                warn!("a message was larger than the bus takes");
-            }
+        let sent = self.bus.publish(outgoing).await;
+        if let Err(error) = sent {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
+            warn!(%error, "a message was not sent");
         }
+        sent
     }
 }
 

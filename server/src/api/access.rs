@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Version;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
 use actix_web::middleware::Next;
 use actix_web::web;
@@ -30,7 +31,9 @@ pub(super) async fn check(
     let app = request.app_data::<web::Data<Unisono>>();
     let keys = app.map_or(&[][..], |app| &app.shared.config.api.keys);
     let peer = request.peer_addr().map(|peer| peer.ip());
-    match allowed(keys, peer, request.headers()) {
+    // Nobody but a proxy speaks HTTP/1.0 any more: nginx does, unless it is told otherwise.
+    let direct = peer.filter(|_| request.version() > Version::HTTP_10);
+    match allowed(keys, direct, request.headers()) {
         Ok(()) => next.call(request).await,
         Err(why) => Err(ApiError::unauthorized(why).into()),
     }

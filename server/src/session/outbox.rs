@@ -17,6 +17,14 @@ pub(super) struct Outbox {
     blocked_since: Option<Instant>,
 }
 
+/// What an entry costs beside its bytes: its place here or in the mailbox, and its share of a buffer.
+const ENTRY_BYTES: usize = 96;
+
+/// What frames count for, against the limit of a client's queue.
+pub(super) fn cost(frames: &Bytes) -> usize {
+    frames.len() + ENTRY_BYTES
+}
+
 /// Most frames in one system call.
 const SLICES_MAX: usize = 32;
 
@@ -37,14 +45,14 @@ impl Outbox {
         self.blocked_since
     }
 
-    /// Forgets what the client has not begun to take, and says how many bytes that was.
+    /// Forgets what the client has not begun to take, and says what that counted for.
     pub(super) fn drop_unwritten(&mut self) -> usize {
         let kept = usize::from(self.offset > 0);
         let dropped = self.frames.drain(kept.min(self.frames.len())..);
-        dropped.map(|frames| frames.len()).sum()
+        dropped.map(|frames| cost(&frames)).sum()
     }
 
-    /// Writes as much as the connection takes, and says how many bytes that was.
+    /// Writes as much as the connection takes, and says what that counted for.
     pub(super) fn write<W: AsyncWrite + Unpin>(
         &mut self,
         mut connection: W,
@@ -68,8 +76,7 @@ impl Outbox {
             match result {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => {
-                    written += bytes;
-                    self.advance(bytes);
+                    written += bytes + ENTRY_BYTES * self.advance(bytes);
                     self.blocked_since = None;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -82,17 +89,21 @@ impl Outbox {
         Ok(written)
     }
 
-    fn advance(&mut self, bytes: usize) {
+    /// Says how many entries are done with.
+    fn advance(&mut self, bytes: usize) -> usize {
+        let mut done = 0;
         self.offset += bytes;
         while let Some(first) = self.frames.front()
             && self.offset >= first.len()
         {
             self.offset -= first.len();
             self.frames.pop_front();
+            done += 1;
         }
         if self.frames.is_empty() && self.frames.capacity() > CAPACITY_KEPT {
             self.frames = VecDeque::new();
         }
+        done
     }
 }
 
@@ -145,11 +156,13 @@ mod tests {
         }
         assert_eq!(outbox.write(&mut narrow, &mut task).unwrap(), 0);
         assert!(outbox.blocked_since().is_some());
+        let mut counted = 0;
         while !outbox.is_empty() {
             narrow.room = 7;
-            assert!(outbox.write(&mut narrow, &mut task).unwrap() <= 7);
+            counted += outbox.write(&mut narrow, &mut task).unwrap();
         }
         assert_eq!(narrow.taken, frames.concat().into_bytes());
+        assert_eq!(counted, narrow.taken.len() + frames.len() * ENTRY_BYTES);
         assert!(outbox.blocked_since().is_none());
     }
 
@@ -165,7 +178,8 @@ mod tests {
             outbox.push(Bytes::from(frame));
         }
         outbox.write(&mut narrow, &mut task).unwrap();
-        assert_eq!(outbox.drop_unwritten(), "secondthird".len());
+        let dropped = "secondthird".len() + 2 * ENTRY_BYTES;
+        assert_eq!(outbox.drop_unwritten(), dropped);
         outbox.push(Bytes::from("close"));
         narrow.room = 100;
         outbox.write(&mut narrow, &mut task).unwrap();

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use actix::fut::ActorFuture;
@@ -16,6 +17,9 @@ use crate::websocket::frame;
 
 /// Reads without a pause for others.
 const READS_PER_TURN: usize = 4;
+
+/// Messages without a pause for others: one read may hold thousands of small ones.
+const MESSAGES_PER_TURN: usize = 128;
 
 /// The size of the buffer that all sessions of a worker read into.
 const READ_BYTES: usize = 64 * 1024;
@@ -57,8 +61,22 @@ impl Session {
         if let Phase::Opening = self.phase {
             return Ok(());
         }
-        self.read(ctx, task)?;
+        let read = self.read(ctx, task);
+        // Also when there is nobody left to read from: the last answer may still be wanted.
         self.write(task)?;
+        read?;
+        if self.outbox.is_empty()
+            && let Some(pong) = self.pong.take()
+        {
+            self.push(pong);
+            self.write(task)?;
+        }
+        let queue_max = self.shared().config.sockets.queue_bytes;
+        let blocked = self.outbox.blocked_since().is_some();
+        self.queue.blocked.store(blocked, Ordering::Relaxed);
+        if blocked && self.queue.bytes.load(Ordering::Relaxed) > queue_max {
+            self.close_slow();
+        }
         if let Phase::Closing(closing) = &mut self.phase {
             if closing.deadline.as_mut().poll(task).is_ready() {
                 return Err(Gone);
@@ -91,13 +109,19 @@ impl Session {
         ctx: &mut Context<Self>,
         task: &mut std::task::Context<'_>,
     ) -> Result<(), Gone> {
+        self.messages_left = MESSAGES_PER_TURN;
         for _ in 0..READS_PER_TURN {
-            if !self.carry.is_empty() && self.may_read(task) {
-                let mut carry = std::mem::take(&mut self.carry);
-                self.take_in(&mut carry, ctx);
-            }
             if !self.may_read(task) {
                 return Ok(());
+            }
+            // What came before comes first, all of it.
+            if !self.carry.is_empty() {
+                let mut carry = std::mem::take(&mut self.carry);
+                self.take_in(&mut carry, ctx);
+                if self.messages_left == 0 {
+                    break;
+                }
+                continue;
             }
             let read = READ_BUFFER.with_borrow_mut(|buffer| {
                 let mut buffer = ReadBuf::new(buffer);
@@ -114,6 +138,9 @@ impl Session {
             match read {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(result) => result?,
+            }
+            if self.messages_left == 0 {
+                break;
             }
         }
         // There may be more; others first.
@@ -144,7 +171,11 @@ impl Session {
             match &self.phase {
                 Phase::Closing(closing) if closing.deaf => return,
                 Phase::Closing(_) => {}
-                _ if self.stall.is_some() || self.emits_in_flight >= emits_max => {
+                _ if self.stall.is_some()
+                    || self.emits_in_flight >= emits_max
+                    || self.messages_left == 0 =>
+                {
+                    debug_assert!(self.carry.is_empty(), "nothing is read before it is used");
                     self.carry = input.to_vec();
                     return;
                 }
@@ -161,6 +192,7 @@ impl Session {
                     return;
                 }
             };
+            self.messages_left = self.messages_left.saturating_sub(1);
             match (&self.phase, incoming) {
                 (Phase::Closing(_), Incoming::Close(_)) => self.deafen(),
                 (Phase::Closing(_), _) => {}

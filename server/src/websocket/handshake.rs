@@ -44,6 +44,11 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Reads a request head.
 pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
+    // Handed to the HTTP server, it would come back as a wish to upgrade.
+    if request.method == Some("CONNECT") {
+        let message = "this is no proxy";
+        return Err(Refusal::of("405 Method Not Allowed", "bad_method", message));
+    }
     let key = one(request, "sec-websocket-key")?;
     let version = one(request, "sec-websocket-version")?;
     if key.is_none() && version.is_none() {
@@ -72,7 +77,8 @@ pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
     let key = key
         .filter(|key| BASE64_STANDARD.decode(key).is_ok_and(|key| key.len() == 16))
         .ok_or_else(|| Refusal::bad("`Sec-WebSocket-Key` is not 16 bytes in base64"))?;
-    let path = path(request.path.unwrap_or("/"));
+    let path = path(request.path.unwrap_or("/"))
+        .ok_or_else(|| Refusal::bad("the target is neither a path nor a URL"))?;
     let room = RoomName::from_path(path).map_err(|error| Refusal {
         code: "bad_room",
         ..Refusal::bad(error.to_string())
@@ -97,6 +103,8 @@ pub fn without_upgrade(request: &httparse::Request<'_, '_>) -> Vec<u8> {
     for header in request.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("upgrade") {
+            // Its sender is a proxy, which the HTTP server should know: see `api::access`.
+            head.extend_from_slice(b"Via: 1.1 unknown\r\n");
             continue;
         }
         if is("connection") {
@@ -177,12 +185,13 @@ impl Refusal {
 }
 
 /// The path of a request target, without the query; an absolute URL loses scheme and host.
-fn path(target: &str) -> &str {
-    let target = match target.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        None => target,
-    };
-    target.split(['?', '#']).next().unwrap_or("/")
+fn path(target: &str) -> Option<&str> {
+    let before_query = target.split(['?', '#']).next()?;
+    if before_query.starts_with('/') {
+        return Some(before_query);
+    }
+    let (_, rest) = before_query.split_once("://")?;
+    Some(rest.find('/').map_or("/", |slash| &rest[slash..]))
 }
 
 fn accept(key: &str) -> String {
@@ -253,6 +262,11 @@ mod tests {
             .replace("HTTP/1.1", "HTTP/1.0")
             .replace("Host: a\r\n", "");
         assert!(matches!(with(&old, read), Ok(Wanted::Socket(_))));
+        let foreign = GOOD.replace("?token=x", "?next=http://x/admin");
+        assert!(matches!(
+            with(&foreign, read),
+            Ok(Wanted::Socket(upgrade)) if upgrade.room.as_str() == "/chat-rooms/1"
+        ));
         let absolute = GOOD.replace("GET /chat-rooms/1?token=x", "GET http://a/b/");
         assert!(matches!(
             with(&absolute, read),
@@ -273,6 +287,7 @@ mod tests {
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", "400"),
             ("Host: a", "Sec-WebSocket-Key: a\r\nHost: a", "400"),
             ("/chat-rooms/1", "/%ff", "400"),
+            ("/chat-rooms/1?token=x", "*", "400"),
         ] {
             let refusal = with(&GOOD.replacen(from, to, 1), read).expect_err(to);
             assert!(refusal.status.starts_with(status), "{to}: {refusal:?}");
@@ -285,8 +300,11 @@ mod tests {
             Connection: upgrade\r\nX: y\r\n\r\n";
         assert_eq!(with(head, read), Ok(Wanted::Http));
         let cleaned = with(head, without_upgrade);
-        let expected = "GET /health/live HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n";
+        let expected = "GET /health/live HTTP/1.1\r\nHost: a\r\nVia: 1.1 unknown\r\nX: y\r\n\r\n";
         assert_eq!(String::from_utf8(cleaned).unwrap(), expected);
+        let connect = "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n";
+        let refusal = with(connect, read).expect_err("a loop otherwise");
+        assert!(refusal.status.starts_with("405"));
         let kept = head.replace("Connection: upgrade", "Connection: Upgrade, close");
         let cleaned = String::from_utf8(with(&kept, without_upgrade)).unwrap();
         assert!(cleaned.contains("Connection: close\r\n"));
