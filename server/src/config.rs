@@ -112,6 +112,8 @@ pub struct Api {
     pub keys: Vec<String>,
     #[serde(deserialize_with = "size")]
     pub body_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
     pub ids: usize,
     pub batch: usize,
     pub page: usize,
@@ -584,6 +586,7 @@ impl Config {
             (sockets.pong_timeout, "sockets.pong_timeout"),
             (sockets.write_timeout, "sockets.write_timeout"),
             (sockets.head_timeout, "sockets.head_timeout"),
+            (api.idle_timeout, "api.idle_timeout"),
             (cluster.call_timeout, "cluster.call_timeout"),
             (cluster.nats_connect_timeout, "cluster.nats_connect_timeout"),
         ] {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_http::{HttpMessage, HttpService, Protocol, Request, h1};
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_service, map_config};
@@ -19,7 +20,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tracing::debug;
 
 use proto::RoomName;
@@ -50,14 +51,22 @@ pub struct Replay {
     peer: SocketAddr,
     /// Came in by the administrators' address.
     admin: bool,
+    /// Ends a connection to the HTTP server on which nothing moves.
+    idle: Option<Idle>,
     slot: Slot,
+}
+
+/// A clock that starts again with each byte.
+struct Idle {
+    timeout: Duration,
+    sleep: Pin<Box<Sleep>>,
 }
 
 /// Most header lines in a request.
 const HEADERS_MAX: usize = 100;
 
 /// How long a refused client may take to read why.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 
 impl Door {
     /// Makes the HTTP application of this worker. A later request of a connection that began as plain HTTP
@@ -80,6 +89,7 @@ impl Door {
             read: BytesMut::new(),
             peer,
             admin,
+            idle: None,
             slot,
         };
         self.enter(connection).await;
@@ -111,6 +121,11 @@ impl Door {
                 let mut read = BytesMut::from(&head[..]);
                 read.extend_from_slice(&connection.read);
                 connection.read = read;
+                let timeout = self.worker.shared.config.api.idle_timeout;
+                connection.idle = Some(Idle {
+                    timeout,
+                    sleep: Box::pin(sleep(timeout)),
+                });
                 let http = if connection.admin {
                     &self.admin
                 } else {
@@ -214,7 +229,7 @@ where
     });
     let factory = HttpService::build()
         // Between 1 and 999 ms actix-http forgets connections for ever; with 0 it closes at once.
-        .client_disconnect_timeout(std::time::Duration::ZERO)
+        .client_disconnect_timeout(Duration::ZERO)
         .finish(map_config(app.into_factory(), |()| AppConfig::default()))
         .upgrade(Some(upgrade));
     let service = factory.new_service(()).await;
@@ -271,6 +286,25 @@ impl Replay {
         }
     }
 
+    /// Pending turns into an error when it has lasted too long.
+    fn unless_idle<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let Some(idle) = &mut self.idle else {
+            return polled;
+        };
+        if polled.is_ready() {
+            idle.sleep.as_mut().reset(Instant::now() + idle.timeout);
+            return polled;
+        }
+        match idle.sleep.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     /// Answers and closes. What the client still sends is read for a moment: unread bytes would turn the
     /// end into a reset, which may cost the client the answer.
     async fn refuse(mut self, refusal: &Refusal) {
@@ -316,7 +350,8 @@ impl AsyncRead for Replay {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+            return self.unless_idle(read, cx);
         }
         let count = self.read.len().min(buffer.remaining());
         buffer.put_slice(&self.read[..count]);
@@ -334,7 +369,8 @@ impl AsyncWrite for Replay {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.unless_idle(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,7 +1,7 @@
 //! Puts a node together and runs it: bus, node actor, workers, listener; and takes it down again.
 
-use std::io;
-use std::net::TcpListener;
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpListener};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,12 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// How long the bus may take with what waits to be sent, and with the goodbye.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// To who comes when `sockets.connections` are there.
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
+    Content-Type: application/json\r\nContent-Length: 64\r\n\r\n\
+    {\"error\":{\"code\":\"full\",\"message\":\"too many connections wait\"}}\n";
 
 /// The wait after a failure to accept, which is most often a want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -195,6 +201,9 @@ async fn accept(
         };
         let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
             metrics::counter!("unisono_connections_refused_total").increment(1);
+            // As much as a new connection takes without a wait.
+            let _ = (&stream).write(TOO_MANY);
+            let _ = stream.shutdown(Shutdown::Write);
             continue;
         };
         let connection = Connection {

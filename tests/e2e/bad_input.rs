@@ -547,3 +547,58 @@ async fn comes_to_rest(node: &mut Node) {
     })
     .await;
 }
+
+#[tokio::test]
+async fn more_at_a_time_than_the_node_carries_waits_and_keeps_its_order() {
+    // Each burst is far more than may be on its way through the node.
+    let node = Node::alone("[sockets]\ninflight_bytes = \"64KiB\"").await;
+    let mut member = node.client("/x").await;
+    let mut senders = Vec::new();
+    for sender in 0..4 {
+        let mut wire = node.wire().await;
+        wire.upgrade("/x").await;
+        let events = (0..200).map(|n| {
+            let filler = "x".repeat(1_000);
+            let text = json!({"event": "e", "data": [sender, n, filler]}).to_string();
+            frame(Opcode::Text, text.as_bytes())
+        });
+        senders.push((wire, events.flatten().collect::<Vec<u8>>()));
+    }
+
+    let sending = senders.into_iter().map(|(mut wire, bytes)| {
+        tokio::spawn(async move {
+            wire.send(bytes).await;
+            wire
+        })
+    });
+    let sending: Vec<_> = sending.collect();
+
+    let mut next = [0; 4];
+    for _ in 0..800 {
+        let data = member.expect("e").await.data;
+        let sender = data[0].as_u64().expect("a number") as usize;
+        assert_eq!(data[1], next[sender], "sender {sender}");
+        next[sender] += 1;
+    }
+    for wire in sending {
+        wire.await.expect("a sender that is still connected");
+    }
+}
+
+#[tokio::test]
+async fn a_burst_is_not_held_against_a_client_that_reads() {
+    let node = Node::alone("[sockets]\nqueue_bytes = \"256KiB\"").await;
+    let mut reader = node.client("/x").await;
+    let filler = "x".repeat(50_000);
+    let publish = json!({"room": "/x", "event": "e", "data": filler});
+    let batch: Vec<_> = (0..20).map(|_| json!({"publish": publish})).collect();
+
+    node.api()
+        .post_text("batch", &json!(batch).to_string())
+        .await
+        .ok();
+
+    for _ in 0..20 {
+        reader.expect("e").await;
+    }
+}

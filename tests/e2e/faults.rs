@@ -400,6 +400,28 @@ async fn a_draining_node_is_not_ready_while_it_still_serves() {
 }
 
 #[tokio::test]
+async fn a_node_drains_without_nats_too() {
+    let mut sandbox = Sandbox::config()
+        .nodes(1)
+        .toml("[drain]\ndelay = \"0s\"\nwindow = \"0s\"")
+        .start()
+        .await;
+    sandbox.nats[0].kill();
+    // More rooms than NATS's client keeps in mind while it is away.
+    let mut clients = Vec::new();
+    for n in 0..300 {
+        clients.push(sandbox.client(0, &format!("/room/{n}")).await);
+    }
+
+    sandbox.nodes[0].terminate();
+
+    for client in &mut clients {
+        client.expect("unisono:closing").await;
+    }
+    assert_eq!(sandbox.nodes[0].process().exited().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_the_drain() {
     let mut node = Node::alone("[drain]\ndelay = \"60s\"\nwindow = \"60s\"").await;
     let mut a = node.client("/x").await;

@@ -310,3 +310,57 @@ async fn a_full_node_says_when_to_come_back() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_connect_is_refused() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+
+    wire.send("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n")
+        .await;
+
+    assert_eq!(wire.response().await.status, 405);
+    wire.expect_eof().await;
+}
+
+#[tokio::test]
+async fn a_head_with_bare_line_feeds_is_refused() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+
+    wire.send("POST / HTTP/1.1\nHost: a\n\nGET / HTTP/1.1\r\n\r\n")
+        .await;
+
+    assert_eq!(wire.response().await.status, 400);
+    wire.expect_eof().await;
+}
+
+#[tokio::test]
+async fn more_connections_than_are_allowed_are_told_so() {
+    let node = Node::alone("[sockets]\nconnections = 2").await;
+    let mut waiting = [node.wire().await, node.wire().await];
+    // The first two have been accepted, and stay.
+    for wire in &mut waiting {
+        wire.send("GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await;
+        assert_eq!(wire.response().await.status, 200);
+    }
+
+    let mut surplus = node.wire().await;
+    let refused = surplus.response().await;
+
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_http_connection_on_which_nothing_moves_is_closed() {
+    let patience = "--set=api.idle_timeout=200ms";
+    let node = Node::config("impatient").arg(patience).start().await;
+    let mut wire = node.wire().await;
+
+    wire.send("POST /api/v1/emit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        .await;
+
+    wire.rest().await;
+}

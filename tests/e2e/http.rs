@@ -592,3 +592,38 @@ async fn an_admin_listener_takes_the_metrics_away_from_the_public_one() {
     assert_eq!(node.api().get("/metrics").await.status, 404);
     assert_eq!(node.api().get("/health/live").await.status, 200);
 }
+
+#[tokio::test]
+async fn errors_of_the_http_server_read_like_those_of_the_api() {
+    let node = Node::config("small")
+        .arg("--set=api.body_bytes=1KiB")
+        .start()
+        .await;
+
+    let large = json!({"room": "/x", "text": "x".repeat(2_000)});
+    assert_eq!(
+        node.api().post("publish", large).await.refusal(),
+        (413, "too_large")
+    );
+    let method = node.api().get("/api/v1/publish").await;
+    assert_eq!(method.refusal(), (405, "wrong_method"));
+    assert_eq!(
+        node.api().get("/api/v1/nope").await.refusal(),
+        (404, "not_found")
+    );
+    let nobody = json!({"rooms": [], "text": "x"});
+    assert_eq!(node.api().post("publish", nobody).await.status, 400);
+}
+
+#[tokio::test]
+async fn without_a_key_a_proxy_of_the_default_kind_is_not_this_machine() {
+    let node = Node::alone("").await;
+    for head in [
+        "GET /api/v1/nodes HTTP/1.0\r\nHost: 127.0.0.1:8080\r\nConnection: close\r\n\r\n",
+        "GET /api/v1/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    ] {
+        let mut wire = node.wire().await;
+        wire.send(head).await;
+        assert_eq!(wire.response().await.status, 401, "{head}");
+    }
+}
