@@ -82,6 +82,9 @@ pub struct NatsSubscription(Subscriber);
 #[error("nats: {0}")]
 pub struct NatsError(String);
 
+/// The target of the client's own log lines, which say again what this file says.
+pub const CLIENT_LOG_TARGET: &str = "async_nats";
+
 /// Messages and subscriptions that the client itself may hold back: few, because they are not part of the
 /// node's budget, and the queues before it are.
 const CLIENT_COMMANDS_MAX: usize = 128;

@@ -194,10 +194,10 @@ fn refuse_huge_pages() {
 }
 
 fn start_log(log: &Log) {
-    // What the client of NATS has to say, `cluster` says.
-    let level = match log.level.contains("async_nats") {
+    // What the client of NATS has to say, `cluster` says, unless somebody asks for it.
+    let level = match log.level.contains(cluster::CLIENT_LOG_TARGET) {
         true => log.level.clone(),
-        false => format!("async_nats=off,{}", log.level),
+        false => format!("{}=off,{}", cluster::CLIENT_LOG_TARGET, log.level),
     };
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()

@@ -1,7 +1,7 @@
 //! Puts a node together and runs it: bus, node actor, workers, listener; and takes it down again.
 
-use std::io::{self, Write};
-use std::net::{Shutdown, TcpListener};
+use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,8 @@ use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::NodeId;
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use crate::app::Unisono;
@@ -39,6 +40,10 @@ const TOO_MANY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Type: application/json\r\nContent-Length: 64\r\n\r\n\
     {\"error\":{\"code\":\"full\",\"message\":\"too many connections wait\"}}\n";
+
+/// How long such a client may take to read it, and how many may at one time; more are just closed.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
+const REFUSING_MAX: usize = 256;
 
 /// The wait after a failure to accept, which is most often a want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -186,6 +191,7 @@ async fn accept(
     shared: Arc<Shared>,
 ) {
     let mut turn = 0;
+    let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
     loop {
         let accepted = match listener.accept().await {
             Ok((stream, peer)) => stream.into_std().map(|stream| (stream, peer)),
@@ -201,9 +207,12 @@ async fn accept(
         };
         let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
             metrics::counter!("unisono_connections_refused_total").increment(1);
-            // As much as a new connection takes without a wait.
-            let _ = (&stream).write(TOO_MANY);
-            let _ = stream.shutdown(Shutdown::Write);
+            if let Ok(place) = Arc::clone(&refusing).try_acquire_owned() {
+                actix_rt::spawn(async move {
+                    let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
+                    drop(place);
+                });
+            }
             continue;
         };
         let connection = Connection {
@@ -220,6 +229,17 @@ async fn accept(
             std::process::exit(EXIT_SOFTWARE);
         }
     }
+}
+
+/// Says why, and reads what comes for as long as the client listens: unread bytes would turn the end into a
+/// reset, which may cost the client the answer.
+async fn refuse(stream: std::net::TcpStream) -> io::Result<()> {
+    let mut stream = tokio::net::TcpStream::from_std(stream)?;
+    stream.write_all(TOO_MANY).await?;
+    stream.shutdown().await?;
+    let mut rest = vec![0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 /// Offers a connection to the worker whose turn it is, then to the others: a busy one holds nobody up.
