@@ -185,7 +185,7 @@ fn raise_file_limit(config: &Config) {
 }
 
 /// Sessions are small and many, and their number goes up and down: with pages of 2 MiB, which the allocator
-/// would take where it may, 5,000 idle sockets cost 6.1 KiB each instead of 2.7.
+/// would take where it may, 5,000 idle sockets cost 6.1 KiB each instead of 2.8.
 fn refuse_huge_pages() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {

@@ -400,6 +400,36 @@ async fn a_draining_node_is_not_ready_while_it_still_serves() {
 }
 
 #[tokio::test]
+async fn nodes_move_to_the_nats_server_that_is_left() {
+    let [mut first, second] = Nats::pair().await;
+    let config = |i| Node::config(&format!("node-{i}")).nats([first.url(), second.url()]);
+    let (one, two, three) = (config(0), config(1), config(2));
+    let nodes = vec![one.start().await, two.start().await, three.start().await];
+    first.kill();
+    let sandbox = Sandbox {
+        nats: vec![first, second],
+        nodes,
+    };
+    let _members = [sandbox.client(0, "/x").await, sandbox.client(1, "/x").await];
+    let mut far = sandbox.client(2, "/x").await;
+
+    sandbox.all_know_each_other().await;
+    eventually("publications reach every node", async || {
+        let answer = sandbox
+            .api(0)
+            .publish_confirmed("/x", "again", Value::Null)
+            .await;
+        if answer["sockets"] == 3 {
+            Ok(())
+        } else {
+            Err(answer)
+        }
+    })
+    .await;
+    while far.next().await.event != "again" {}
+}
+
+#[tokio::test]
 async fn a_node_drains_without_nats_too() {
     let mut sandbox = Sandbox::config()
         .nodes(1)
