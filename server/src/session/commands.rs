@@ -33,8 +33,11 @@ impl Session {
             Incoming::Binary(bytes) => {
                 self.on_client_event(None, Payload::Binary(bytes.into_owned().into()));
             }
-            // Only the latest of those that a client does not read (RFC 6455 §5.5.3).
-            Incoming::Ping(payload) => self.pong = Some(encode(Opcode::Pong, &payload)),
+            // Of those that a client does not read, only the latest (RFC 6455 §5.5.3).
+            Incoming::Ping(payload) if self.outbox.blocked_since().is_some() => {
+                self.pong = Some(encode(Opcode::Pong, &payload));
+            }
+            Incoming::Ping(payload) => self.push(encode(Opcode::Pong, &payload)),
             Incoming::Pong => self.pinged = None,
             Incoming::Close(close) => {
                 // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
