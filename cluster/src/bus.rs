@@ -14,6 +14,7 @@ use crate::Subject;
 /// - a node does not hear itself;
 /// - a publication with `reply` that nobody is subscribed to is answered on `reply` with
 ///   [`Message::no_responders`], at once;
+/// - what is published to a shared subscription arrives at one of its nodes;
 /// - what is too large is refused and costs the connection nothing;
 /// - after the connection came back, subscriptions are as they were.
 pub trait Bus: 'static {
@@ -26,6 +27,9 @@ pub trait Bus: 'static {
     /// Subscribes to a subject or pattern. What is published after the subscription has reached the
     /// server arrives; a later [`Bus::publish`] on this connection reaches the server after it.
     fn subscribe(&self, subject: Subject) -> impl Future<Output = Self::Subscription>;
+
+    /// As [`Bus::subscribe`], and of all nodes that have subscribed so to the subject, one gets each message.
+    fn subscribe_shared(&self, subject: Subject) -> impl Future<Output = Self::Subscription>;
 
     /// How the connection does now.
     fn status(&self) -> BusStatus;

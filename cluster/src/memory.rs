@@ -31,7 +31,13 @@ pub struct MemorySubscription(mpsc::Receiver<Message>);
 
 struct Connection {
     status: BusStatus,
-    subscriptions: Vec<(Subject, mpsc::Sender<Message>)>,
+    subscriptions: Vec<Subscribed>,
+}
+
+struct Subscribed {
+    pattern: Subject,
+    shared: bool,
+    sender: mpsc::Sender<Message>,
 }
 
 /// Messages that wait in one subscription; as with NATS, more are dropped and counted.
@@ -117,9 +123,10 @@ impl Bus for MemoryBus {
             no_responders: false,
         };
         let mut responders = 0;
+        let mut served = false;
         for (id, other) in connections.iter_mut() {
             if *id != self.id && other.status.connected {
-                responders += other.deliver(&arrived);
+                responders += other.deliver(&arrived, &mut served);
             }
         }
         if let (0, Some(reply)) = (responders, message.reply) {
@@ -130,18 +137,18 @@ impl Bus for MemoryBus {
                 no_responders: true,
             };
             if let Some(me) = connections.get_mut(&self.id) {
-                me.deliver(&word);
+                me.deliver(&word, &mut served);
             }
         }
         Ok(())
     }
 
     async fn subscribe(&self, subject: Subject) -> MemorySubscription {
-        let (sender, receiver) = mpsc::channel(SUBSCRIPTION_MESSAGES_MAX);
-        if let Some(me) = self.hub.lock().get_mut(&self.id) {
-            me.subscriptions.push((subject, sender));
-        }
-        MemorySubscription(receiver)
+        self.add(subject, false)
+    }
+
+    async fn subscribe_shared(&self, subject: Subject) -> MemorySubscription {
+        self.add(subject, true)
     }
 
     fn status(&self) -> BusStatus {
@@ -162,6 +169,20 @@ impl Bus for MemoryBus {
     }
 }
 
+impl MemoryBus {
+    fn add(&self, pattern: Subject, shared: bool) -> MemorySubscription {
+        let (sender, receiver) = mpsc::channel(SUBSCRIPTION_MESSAGES_MAX);
+        if let Some(me) = self.hub.lock().get_mut(&self.id) {
+            me.subscriptions.push(Subscribed {
+                pattern,
+                shared,
+                sender,
+            });
+        }
+        MemorySubscription(receiver)
+    }
+}
+
 impl Drop for MemoryBus {
     fn drop(&mut self) {
         self.hub.lock().remove(&self.id);
@@ -169,14 +190,18 @@ impl Drop for MemoryBus {
 }
 
 impl Connection {
-    /// Delivers to the subscriptions that match; gives their number.
-    fn deliver(&mut self, message: &Message) -> usize {
-        self.subscriptions.retain(|(_, sender)| !sender.is_closed());
+    /// Delivers to the subscriptions that match, of shared ones only if none was `served`; gives their number.
+    fn deliver(&mut self, message: &Message, served: &mut bool) -> usize {
+        self.subscriptions
+            .retain(|subscribed| !subscribed.sender.is_closed());
         let mut matching = 0;
-        for (pattern, sender) in &self.subscriptions {
-            if matches(pattern.as_str(), &message.subject) {
+        for subscribed in &self.subscriptions {
+            let wanted = matches(subscribed.pattern.as_str(), &message.subject)
+                && !(subscribed.shared && *served);
+            if wanted {
                 matching += 1;
-                if sender.try_send(message.clone()).is_err() {
+                *served |= subscribed.shared;
+                if subscribed.sender.try_send(message.clone()).is_err() {
                     self.status.overflows += 1;
                 }
             }

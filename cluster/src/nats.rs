@@ -85,6 +85,9 @@ pub struct NatsError(String);
 /// The target of the client's own log lines, which say again what this file says.
 pub const CLIENT_LOG_TARGET: &str = "async_nats";
 
+/// The queue group of what one node of all has to serve.
+const QUEUE_GROUP: &str = "unisono";
+
 /// Messages and subscriptions that the client itself may hold back: few, because they are not part of the
 /// node's budget, and the queues before it are.
 const CLIENT_COMMANDS_MAX: usize = 128;
@@ -187,6 +190,15 @@ impl Bus for NatsBus {
     async fn subscribe(&self, subject: Subject) -> NatsSubscription {
         let subscriber = self.client.subscribe(subject.as_str().to_owned()).await;
         // Only a subject that is no subject is refused, and a closed client.
+        NatsSubscription(subscriber.expect("subjects come from the codec; the client is open"))
+    }
+
+    async fn subscribe_shared(&self, subject: Subject) -> NatsSubscription {
+        let subject = subject.as_str().to_owned();
+        let subscriber = self
+            .client
+            .queue_subscribe(subject, QUEUE_GROUP.to_owned())
+            .await;
         NatsSubscription(subscriber.expect("subjects come from the codec; the client is open"))
     }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto::envelope::{Answer, Body, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -99,6 +100,17 @@ pub enum Event {
         responder: Responder,
         /// Its share of the budget, where it carries a payload.
         permit: Option<Permit>,
+    },
+    /// An application asks, in JSON, and this node is the one to serve it.
+    Api {
+        /// The last token of the subject.
+        verb: String,
+        /// Its text.
+        body: Bytes,
+        /// Takes the answer, where one is awaited.
+        responder: Option<Responder>,
+        /// Its share of the budget.
+        permit: Permit,
     },
     /// What is published to the room, anywhere in the cluster, is heard from now on.
     RoomReady(RoomName),
@@ -188,6 +200,8 @@ struct Parcel {
 #[derive(Debug)]
 enum What {
     Body(Box<Body>, Option<Permit>),
+    /// Bytes for an application.
+    Raw(Bytes),
     /// Nothing but a question to the server itself, with its number.
     Void(u64),
     /// Say goodbye and close.
@@ -404,10 +418,19 @@ impl Responder {
     /// Sends the answer. When too much waits to be sent, it is dropped and counted, and whoever asked
     /// will know that it is missing.
     pub fn respond(self, answer: Answer) {
+        self.send(What::Body(Box::new(Body::Answer(answer)), None));
+    }
+
+    /// As [`Responder::respond`], to an application.
+    pub fn respond_raw(self, answer: Bytes) {
+        self.send(What::Raw(answer));
+    }
+
+    fn send(self, what: What) {
         let parcel = Parcel {
             subject: self.reply,
             reply: None,
-            what: What::Body(Box::new(Body::Answer(answer)), None),
+            what,
         };
         if self.data.try_send(parcel).is_err() {
             metrics::counter!("unisono_bus_dropped_total").increment(1);

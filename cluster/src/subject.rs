@@ -26,6 +26,7 @@ pub struct Subject(String);
 /// <cluster>.room.<token>        nodes with members of the room
 /// <cluster>.node.<id>.request   one node
 /// <cluster>.node.<id>.<number>  answers to that node
+/// <cluster>.api.<verb>          applications ask, one node serves
 /// <cluster>.void.<id>           nobody, ever: the server's "no responders" proves a round trip
 /// ```
 #[derive(Clone, Debug)]
@@ -83,6 +84,16 @@ impl Subjects {
     /// The number of the call that a message on a subject of [`Subjects::reply`] answers.
     pub fn call_of(subject: &str) -> Option<u64> {
         subject.rsplit('.').next()?.parse().ok()
+    }
+
+    /// The pattern of applications' requests.
+    pub fn api(&self) -> Subject {
+        self.subject("api.*")
+    }
+
+    /// The verb of a request on a subject of [`Subjects::api`].
+    pub fn verb_of(subject: &str) -> &str {
+        subject.rsplit('.').next().unwrap_or_default()
     }
 
     /// Read by nobody.

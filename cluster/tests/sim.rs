@@ -155,6 +155,13 @@ impl Seen {
                 }
                 _ => Answer::Count(1),
             }),
+            Event::Api {
+                verb, responder, ..
+            } => {
+                if let Some(responder) = responder {
+                    responder.respond_raw(verb.into());
+                }
+            }
             Event::RoomReady(room) => self.ready.push(room),
             Event::Gap { rooms, reason } => self.gaps.push((rooms, reason)),
         }

@@ -132,7 +132,23 @@ async fn do_one(app: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResult {
         let message = "a request of a batch is an object with one verb";
         return Err(ApiError::bad(message.to_owned()));
     };
-    let body = body.get().as_bytes();
+    do_verb(app, verb, body.get().as_bytes()).await
+}
+
+/// Serves a request that came over NATS; an error is an answer, too.
+pub async fn serve(app: &Unisono, verb: &str, body: &[u8]) -> Vec<u8> {
+    let done = do_verb(app, verb, body).await;
+    let answer = done.unwrap_or_else(|error| error.body());
+    answer.to_string().into_bytes()
+}
+
+/// What is answered when too many requests from NATS are under way.
+pub fn busy() -> Vec<u8> {
+    let error = ApiError::from(PublishError::Busy);
+    error.body().to_string().into_bytes()
+}
+
+async fn do_verb(app: &Unisono, verb: &str, body: &[u8]) -> ApiResult {
     match verb {
         "emit" => do_emit(app, read(body)?).await,
         "publish" => do_publish(app, read(body)?).await,

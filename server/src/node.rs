@@ -11,8 +11,10 @@ use cluster::{Event, Gathered, Sent};
 use futures_util::stream::unfold;
 use proto::envelope::Answer;
 use proto::{Audience, RoomName};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::api;
+use crate::app::Unisono;
 use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::registry::{Deliver, Drain, Gap, Ready};
@@ -70,8 +72,12 @@ pub struct Node {
     workers: Workers,
     rooms: HashMap<RoomName, RoomEntry>,
     events: Option<mpsc::Receiver<Event>>,
+    api_places: Arc<Semaphore>,
     _vital: Vital,
 }
+
+/// Requests of applications, from NATS, that may be under way at one time.
+const API_REQUESTS_MAX: usize = 1_024;
 
 #[derive(Default)]
 struct RoomEntry {
@@ -161,7 +167,7 @@ impl Handler<DrainAll> for Node {
 
 /// What other nodes want, and what the bus tells.
 impl StreamHandler<Event> for Node {
-    fn handle(&mut self, event: Event, _: &mut Context<Self>) {
+    fn handle(&mut self, event: Event, ctx: &mut Context<Self>) {
         match event {
             Event::Deliver {
                 publication,
@@ -189,6 +195,33 @@ impl StreamHandler<Event> for Node {
                 let answer = self.workers.ask(request, permit.as_ref());
                 actix_rt::spawn(async move {
                     responder.respond(answer.await);
+                });
+            }
+            Event::Api {
+                verb,
+                body,
+                responder,
+                permit,
+            } => {
+                let app = Unisono {
+                    shared: Arc::clone(&self.shared),
+                    node: ctx.address(),
+                    workers: self.workers.clone(),
+                };
+                let Ok(place) = Arc::clone(&self.api_places).try_acquire_owned() else {
+                    if let Some(responder) = responder {
+                        responder.respond_raw(api::busy().into());
+                    }
+                    return;
+                };
+                // What it sends takes a share of its own.
+                drop(permit);
+                actix_rt::spawn(async move {
+                    let answer = api::serve(&app, &verb, &body).await;
+                    if let Some(responder) = responder {
+                        responder.respond_raw(answer.into());
+                    }
+                    drop(place);
                 });
             }
             Event::RoomReady(room) => {
@@ -229,6 +262,7 @@ impl Node {
             workers,
             rooms: HashMap::new(),
             events: Some(events),
+            api_places: Arc::new(Semaphore::new(API_REQUESTS_MAX)),
             _vital: Vital("node"),
         }
     }

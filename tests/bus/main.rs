@@ -19,6 +19,8 @@ async fn contract<B: Bus>(connect: impl AsyncFn() -> B) {
     nobody_hears_himself(&connect().await, &connect().await).await;
     a_pattern_takes_one_token(&connect().await, &connect().await).await;
     nobody_there_is_an_answer(&connect().await, &connect().await).await;
+    a_shared_subscription_is_served_once(&connect().await, &connect().await, &connect().await)
+        .await;
     what_is_too_large_costs_nothing(&connect().await, &connect().await).await;
     a_dropped_subscription_hears_no_more(&connect().await, &connect().await).await;
     odd_rooms_do_not_mix(&connect().await, &connect().await).await;
@@ -115,6 +117,27 @@ async fn nobody_there_is_an_answer(a: &impl Bus, b: &impl Bus) {
         question.reply.as_deref(),
         Some(subjects().reply(here, 3).as_str())
     );
+}
+
+async fn a_shared_subscription_is_served_once(a: &impl Bus, b: &impl Bus, c: &impl Bus) {
+    let requests = || Subjects::reply(&subjects(), NodeId::new(30), 1);
+    let mut by_a = a.subscribe_shared(requests()).await;
+    let mut by_b = b.subscribe_shared(requests()).await;
+    sync(a).await;
+    sync(b).await;
+    for n in 0..20 {
+        publish(c, requests(), &n.to_string()).await;
+    }
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let either = futures_util::future::select(by_a.next(), by_b.next());
+        let message = tokio::time::timeout(PATIENCE, either).await;
+        let (message, _) = message.expect("a message in time").factor_first();
+        let message = message.expect("an open bus");
+        seen.push(String::from_utf8(message.payload.to_vec()).expect("text"));
+    }
+    seen.sort_by_key(|n| n.parse::<u32>().ok());
+    assert_eq!(seen, (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
 async fn what_is_too_large_costs_nothing(a: &impl Bus, b: &impl Bus) {

@@ -1,5 +1,6 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
+mod applications;
 mod bad_input;
 mod cluster;
 mod config;

@@ -28,6 +28,7 @@ pub(super) enum Kind {
     Inbox,
     Heartbeats,
     Publications,
+    Api,
 }
 
 impl Reader {
@@ -41,6 +42,7 @@ impl Reader {
                 Kind::Inbox => self.on_inbox(message).await,
                 Kind::Heartbeats => self.on_heartbeat(message).await,
                 Kind::Publications => self.on_publication(message).await,
+                Kind::Api => self.on_api(message).await,
             }
         }
     }
@@ -128,6 +130,18 @@ impl Reader {
             }
             _ => self.refuse(&"unexpected among publications"),
         }
+    }
+
+    async fn on_api(&self, message: Message) {
+        let responder = self.responder(&message);
+        let permit = self.budget.acquire(message.payload.len()).await;
+        self.event(Event::Api {
+            verb: Subjects::verb_of(&message.subject).to_owned(),
+            body: message.payload,
+            responder,
+            permit,
+        })
+        .await;
     }
 
     fn responder(&self, message: &Message) -> Option<Responder> {

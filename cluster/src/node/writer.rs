@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use proto::envelope::{Body, Envelope};
 use proto::{NodeId, RoomName, wire};
 use tokio::sync::{mpsc, watch};
@@ -65,6 +66,10 @@ impl<B: Bus> Control<B> {
             let reader = self.reader.clone().run(subscription, kind);
             self.readers.spawn_local(reader);
         }
+        let requests = self.subjects.api();
+        let requests = self.writer.bus.subscribe_shared(requests).await;
+        let reader = self.reader.clone().run(requests, Kind::Api);
+        self.readers.spawn_local(reader);
         loop {
             tokio::select! {
                 biased;
@@ -133,8 +138,8 @@ impl<B: Bus> Data<B> {
         while let Some(parcel) = data.recv().await {
             if let What::Close(done) = parcel.what {
                 if *self.there.borrow() {
-                    let goodbye = Some(Body::Goodbye);
-                    let _ = self.writer.publish(parcel.subject, None, goodbye).await;
+                    let goodbye = self.writer.say(parcel.subject, None, Body::Goodbye);
+                    let _ = goodbye.await;
                 }
                 self.writer.bus.close().await;
                 let _ = done.send(());
@@ -159,39 +164,54 @@ impl<B: Bus> Data<B> {
 impl<B: Bus> Writer<B> {
     async fn send(&self, parcel: Parcel) {
         let (body, _permit) = match parcel.what {
-            What::Body(body, permit) => (Some(*body), permit),
+            What::Body(body, permit) => (*body, permit),
+            What::Raw(bytes) => {
+                let _ = self.hand_over(parcel.subject, None, bytes).await;
+                return;
+            }
             What::Void(number) => {
                 lock(&self.missed).ask(number);
-                (None, None)
+                let nothing = Bytes::new();
+                let _ = self.hand_over(parcel.subject, parcel.reply, nothing).await;
+                return;
             }
             // Seen to by its lane.
             What::Close(_) => return,
         };
         let audience = match &body {
-            Some(Body::Publication(publication)) => Some(publication.to.clone()),
+            Body::Publication(publication) => Some(publication.to.clone()),
             _ => None,
         };
         if let Some(to) = &audience {
             lock(&self.missed).sent(to);
         }
-        let sent = self.publish(parcel.subject, parcel.reply, body).await;
+        let sent = self.say(parcel.subject, parcel.reply, body).await;
         if let (Err(_), Some(to)) = (sent, audience) {
             lock(&self.missed).lose(&to);
         }
     }
 
-    async fn publish(
+    async fn say(
         &self,
         subject: Subject,
         reply: Option<Subject>,
-        body: Option<Body>,
+        body: Body,
     ) -> Result<(), PublishError> {
         let origin = self.node;
-        let payload = body.map(|body| wire::encode(&Envelope { origin, body }));
+        let payload = wire::encode(&Envelope { origin, body });
+        self.hand_over(subject, reply, payload).await
+    }
+
+    async fn hand_over(
+        &self,
+        subject: Subject,
+        reply: Option<Subject>,
+        payload: Bytes,
+    ) -> Result<(), PublishError> {
         let outgoing = Outgoing {
             subject,
             reply,
-            payload: payload.unwrap_or_default(),
+            payload,
         };
         let sent = self.bus.publish(outgoing).await;
         if let Err(error) = sent {
