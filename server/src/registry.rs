@@ -108,6 +108,7 @@ pub struct Registry {
     sockets: HashMap<SocketId, Socket>,
     rooms: HashMap<RoomName, RoomEntry>,
     wakes: DelayQueue<SocketId>,
+    started: Instant,
     once: OnceTable,
     _vital: Vital,
 }
@@ -143,6 +144,9 @@ struct Votes {
     statuses: Vec<(SocketId, Status)>,
     reply: Option<oneshot::Sender<Answer>>,
 }
+
+/// Wakes come at multiples of this, up to so much later than they were asked for.
+const WAKE_TICK_MS: u64 = 50;
 
 /// How often sends that are through are forgotten.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -224,6 +228,9 @@ impl Handler<WakeAt> for Registry {
         let Some(socket) = self.sockets.get_mut(&id) else {
             return;
         };
+        // Timers of many sockets run out together, and the worker wakes once for all of them.
+        let since = at.saturating_duration_since(self.started).as_millis() as u64;
+        let at = self.started + Duration::from_millis(since.next_multiple_of(WAKE_TICK_MS));
         match &socket.wake {
             Some(wake) if self.wakes.deadline(wake) <= at => {}
             Some(wake) => self.wakes.reset_at(wake, at),
@@ -398,6 +405,7 @@ impl Registry {
             sockets: HashMap::new(),
             rooms: HashMap::new(),
             wakes: DelayQueue::new(),
+            started: Instant::now(),
             once: OnceTable::default(),
             _vital: Vital("registry"),
         }
