@@ -32,6 +32,8 @@ struct Room {
 #[derive(PartialEq)]
 enum RoomState {
     Unproved,
+    /// Members were let in without the proof, which is still to come.
+    Overdue,
     Proved,
 }
 
@@ -67,8 +69,8 @@ pub(crate) struct Proved {
     pub(crate) rooms: Vec<RoomName>,
     /// Whether the link as a whole was proved.
     pub(crate) link: bool,
-    /// The deadline came before the server's answer.
-    pub(crate) unproved: bool,
+    /// Rooms of which something may have been missed since their members were let in without proof.
+    pub(crate) late: Vec<RoomName>,
     /// The peers that did not answer.
     pub(crate) silent: Vec<NodeId>,
 }
@@ -91,7 +93,7 @@ impl Interest {
             known.until = None;
             return match known.state {
                 RoomState::Proved => Wish::Ready,
-                RoomState::Unproved => Wish::Wait,
+                RoomState::Unproved | RoomState::Overdue => Wish::Wait,
             };
         }
         let unproved = Room {
@@ -173,9 +175,18 @@ impl Interest {
         }
     }
 
-    /// Ends the round when everybody answered, or at its deadline: whoever is silent for so long cannot
-    /// publish either, and a socket that waits for its own room to open has waited enough. With
-    /// `offline`, at once: there is nobody to hear.
+    /// The connection is another: what the round has asked proves nothing about it.
+    pub(crate) fn abandon_round(&mut self) {
+        if let Some(round) = self.round.take() {
+            self.next.rooms.extend(round.proof.rooms);
+            self.next.link |= round.proof.link;
+        }
+    }
+
+    /// Ends the round when everybody answered, or at its deadline: a peer that is silent for so long cannot
+    /// publish either, and a socket that waits for its own room to open has waited enough. Without the
+    /// server's answer the proof is still owed, by the next round. With `offline`, ends at once: there is
+    /// nobody to hear.
     pub(crate) fn end_round(&mut self, offline: bool, now: Instant) -> Option<Proved> {
         let over = self.round.as_ref().is_some_and(|round| {
             offline || round.deadline <= now || (round.server && round.peers.is_empty())
@@ -189,25 +200,34 @@ impl Interest {
             peers,
             ..
         } = self.round.take()?;
-        let mut rooms = Vec::new();
+        let settled = server || offline;
+        let mut proved = Proved {
+            link: proof.link && settled,
+            ..Proved::default()
+        };
+        self.next.link |= proof.link && !settled;
         for name in proof.rooms {
-            if let Some(room) = self.rooms.get_mut(&name) {
-                room.state = RoomState::Proved;
-                if room.until.is_none() {
-                    rooms.push(name);
+            let Some(room) = self.rooms.get_mut(&name) else {
+                continue;
+            };
+            let wanted = room.until.is_none();
+            if !settled {
+                room.state = RoomState::Overdue;
+                self.next.rooms.push(name.clone());
+            } else {
+                let before = std::mem::replace(&mut room.state, RoomState::Proved);
+                if before == RoomState::Overdue && wanted && !offline {
+                    proved.late.push(name.clone());
                 }
             }
+            if wanted {
+                proved.rooms.push(name);
+            }
         }
-        Some(Proved {
-            rooms,
-            link: proof.link,
-            unproved: !server,
-            silent: if offline {
-                Vec::new()
-            } else {
-                peers.into_iter().collect()
-            },
-        })
+        if !offline {
+            proved.silent.extend(peers);
+        }
+        Some(proved)
     }
 }
 
@@ -257,9 +277,32 @@ mod tests {
         let proved = interest.end_round(false, now + TIMEOUT).unwrap();
         assert_eq!(proved.rooms, [room("a")]);
 
+        // The proof is still owed.
+        assert_eq!(interest.want(room("a")), Wish::Wait);
+        assert!(interest.start_round(std::iter::empty(), now));
+        interest.server_answered();
+        let proved = interest.end_round(false, now).unwrap();
+        assert_eq!(proved.late, [room("a")]);
+        assert_eq!(interest.want(room("a")), Wish::Ready);
+
         interest.want(room("b"));
         interest.start_round([NodeId::new(1)].into_iter(), now);
         assert_eq!(interest.end_round(true, now).unwrap().rooms, [room("b")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_connection_is_proved_anew() {
+        let (mut interest, now) = interest();
+        interest.want(room("a"));
+        interest.prove_link();
+        interest.start_round(std::iter::empty(), now);
+        interest.server_answered();
+        interest.abandon_round();
+        assert_eq!(interest.end_round(false, now), None);
+        assert!(interest.start_round(std::iter::empty(), now));
+        interest.server_answered();
+        let proved = interest.end_round(false, now).unwrap();
+        assert!(proved.link && proved.rooms == [room("a")]);
     }
 
     #[tokio::test(start_paused = true)]

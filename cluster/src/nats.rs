@@ -75,7 +75,7 @@ struct Seen {
 }
 
 /// Messages of one subscription.
-pub struct NatsSubscription(Subscriber);
+pub struct NatsSubscription(Option<Subscriber>);
 
 /// Servers or credentials that cannot be used, whatever the network does.
 #[derive(Debug, thiserror::Error)]
@@ -189,8 +189,8 @@ impl Bus for NatsBus {
 
     async fn subscribe(&self, subject: Subject) -> NatsSubscription {
         let subscriber = self.client.subscribe(subject.as_str().to_owned()).await;
-        // Only a subject that is no subject is refused, and a closed client.
-        NatsSubscription(subscriber.expect("subjects come from the codec; the client is open"))
+        // Subjects come from the codec, so only a client that is closed refuses: there is nothing to hear.
+        NatsSubscription(subscriber.ok())
     }
 
     async fn subscribe_shared(&self, subject: Subject) -> NatsSubscription {
@@ -199,7 +199,7 @@ impl Bus for NatsBus {
             .client
             .queue_subscribe(subject, QUEUE_GROUP.to_owned())
             .await;
-        NatsSubscription(subscriber.expect("subjects come from the codec; the client is open"))
+        NatsSubscription(subscriber.ok())
     }
 
     fn status(&self) -> BusStatus {
@@ -236,7 +236,10 @@ impl Stream for NatsSubscription {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        Pin::new(&mut self.0).poll_next(cx).map(|message| {
+        let Some(subscriber) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        Pin::new(subscriber).poll_next(cx).map(|message| {
             message.map(|message| Message {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
                 subject: message.subject.into_string(),

@@ -443,16 +443,24 @@ impl Responder {
     }
 }
 
+/// Whose sockets miss something when this is not sent.
+fn audiences(body: &Body) -> Vec<Audience> {
+    match body {
+        Body::Publication(publication) => vec![publication.to.clone()],
+        Body::Missed(rooms) if rooms.is_empty() => vec![Audience::Everyone],
+        Body::Missed(rooms) => rooms.iter().cloned().map(Audience::Room).collect(),
+        _ => Vec::new(),
+    }
+}
+
 fn lock(missed: &Mutex<Missed>) -> std::sync::MutexGuard<'_, Missed> {
     missed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Missed {
     fn lose_parcel(&mut self, parcel: Parcel) {
-        if let What::Body(body, _) = parcel.what
-            && let Body::Publication(publication) = *body
-        {
-            self.lose(&publication.to);
+        if let What::Body(body, _) = parcel.what {
+            audiences(&body).iter().for_each(|to| self.lose(to));
         }
     }
 }

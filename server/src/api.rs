@@ -435,8 +435,16 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let bytes = web::Bytes::from_request(request, payload);
+        let app = request.app_data::<App_>();
+        let patience = app.map(|app| app.shared.config.api.idle_timeout);
         Box::pin(async move {
-            let bytes = bytes.await.map_err(|error| {
+            let slow = |_| ApiError {
+                status: StatusCode::REQUEST_TIMEOUT,
+                code: "timeout",
+                message: "the body took too long".to_owned(),
+            };
+            let bytes = tokio::time::timeout(patience.unwrap_or_default(), bytes);
+            let bytes = bytes.await.map_err(slow)?.map_err(|error| {
                 let status = error.as_response_error().status_code();
                 ApiError {
                     status,

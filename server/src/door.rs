@@ -20,7 +20,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
 use proto::RoomName;
@@ -51,15 +51,15 @@ pub struct Replay {
     peer: SocketAddr,
     /// Came in by the administrators' address.
     admin: bool,
-    /// Ends a connection to the HTTP server on which nothing moves.
+    /// Ends a connection to the HTTP server whose client does not take its answers.
     idle: Option<Idle>,
     slot: Slot,
 }
 
-/// A clock that starts again with each byte.
+/// Runs while a client takes nothing of what is written to it.
 struct Idle {
     timeout: Duration,
-    sleep: Pin<Box<Sleep>>,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 /// Most header lines in a request.
@@ -124,7 +124,7 @@ impl Door {
                 let timeout = self.worker.shared.config.api.idle_timeout;
                 connection.idle = Some(Idle {
                     timeout,
-                    sleep: Box::pin(sleep(timeout)),
+                    sleep: None,
                 });
                 let http = if connection.admin {
                     &self.admin
@@ -296,10 +296,12 @@ impl Replay {
             return polled;
         };
         if polled.is_ready() {
-            idle.sleep.as_mut().reset(Instant::now() + idle.timeout);
+            idle.sleep = None;
             return polled;
         }
-        match idle.sleep.as_mut().poll(cx) {
+        let timeout = idle.timeout;
+        let sleep = idle.sleep.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        match sleep.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
@@ -350,8 +352,7 @@ impl AsyncRead for Replay {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-            return self.unless_idle(read, cx);
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
         let count = self.read.len().min(buffer.remaining());
         buffer.put_slice(&self.read[..count]);

@@ -235,6 +235,10 @@ impl Handler<Joined> for Session {
     type Result = ();
 
     fn handle(&mut self, Joined(room): Joined, _: &mut Context<Self>) {
+        // Of a membership that the client has given up since: the word for that is on its way.
+        if self.leaves.iter().any(|(left, _)| *left == room) {
+            return;
+        }
         if !self.rooms.contains(&room) {
             self.rooms.push(room.clone());
         }

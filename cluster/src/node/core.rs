@@ -257,6 +257,8 @@ impl<B: Bus> Core<B> {
                     .store(self.bus.payload_max(), Ordering::Relaxed);
                 self.membership.forgive(now);
                 lock(&self.missed).lose_unsure();
+                self.interest.abandon_round();
+                self.probes.clear();
                 self.interest.prove_link();
                 self.proving_link = true;
                 self.heartbeat_due = now;
@@ -372,12 +374,11 @@ impl<B: Bus> Core<B> {
             if let Some(proved) = self.interest.end_round(offline, now) {
                 self.probes.clear();
                 self.silent.extend(proved.silent);
-                for room in proved.rooms.iter().cloned() {
+                for room in proved.rooms {
                     self.emit(Event::RoomReady(room)).await;
                 }
-                // The server did not answer in time: what is published elsewhere may not be heard yet.
-                if proved.unproved && !offline && !proved.rooms.is_empty() {
-                    self.gap(Some(proved.rooms), "bus_outage").await;
+                if !proved.late.is_empty() {
+                    self.gap(Some(proved.late), "bus_outage").await;
                 }
                 if proved.link && !offline && self.proving_link {
                     self.proving_link = false;

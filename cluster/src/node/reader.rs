@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use proto::envelope::{Answer, Body, Envelope, Request};
+use proto::envelope::{Answer, Body, Envelope, Request, Status};
 use proto::{Audience, NodeId, wire};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -69,7 +69,14 @@ impl Reader {
             }
             (Body::Request(request), _, Some(responder)) => {
                 let permit = match &request {
-                    Request::Emit { payload, .. } => Some(self.budget.acquire(payload.len()).await),
+                    // Answers come by this subscription too: it does not wait.
+                    Request::Emit { to, payload, .. } => {
+                        let Some(permit) = self.budget.try_acquire(payload.len()) else {
+                            let dropped = to.iter().map(|id| (*id, Status::Dropped));
+                            return responder.respond(Answer::Statuses(dropped.collect()));
+                        };
+                        Some(permit)
+                    }
                     _ => None,
                 };
                 self.event(Event::Request {

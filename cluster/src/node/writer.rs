@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use proto::envelope::{Body, Envelope};
-use proto::{NodeId, RoomName, wire};
+use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
 use super::reader::{Kind, Reader};
-use super::{Parcel, RoomOp, What, lock};
+use super::{Parcel, RoomOp, What, audiences, lock};
 use crate::missed::Missed;
 use crate::{Bus, LinkState, Outgoing, PublishError, Subject, Subjects};
 
@@ -83,9 +83,16 @@ impl<B: Bus> Control<B> {
                     // There is no use in old heartbeats once the bus is back.
                     if self.writer.bus.status().connected {
                         tokio::select! {
+                            biased;
                             () = self.writer.send(parcel) => {}
                             () = gone(&mut self.there) => {}
                         }
+                    }
+                }
+                Some(ended) = self.readers.join_next() => {
+                    // One that was let go is fine; one that broke leaves the node deaf.
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        panic!("a reader of the bus panicked");
                     }
                 }
                 else => return,
@@ -101,7 +108,6 @@ impl<B: Bus> Control<B> {
                 if let Some(reader) = self.room_readers.remove(&room) {
                     reader.abort();
                 }
-                while self.readers.try_join_next().is_some() {}
             }
         }
     }
@@ -178,16 +184,16 @@ impl<B: Bus> Writer<B> {
             // Seen to by its lane.
             What::Close(_) => return,
         };
-        let audience = match &body {
-            Body::Publication(publication) => Some(publication.to.clone()),
-            _ => None,
-        };
-        if let Some(to) = &audience {
+        let audiences = audiences(&body);
+        for to in &audiences {
             lock(&self.missed).sent(to);
         }
         let sent = self.say(parcel.subject, parcel.reply, body).await;
-        if let (Err(_), Some(to)) = (sent, audience) {
-            lock(&self.missed).lose(&to);
+        match (sent, audiences.as_slice()) {
+            (Ok(()), _) | (Err(_), []) => {}
+            (Err(_), [to]) => lock(&self.missed).lose(to),
+            // A list of rooms that is too long to tell is told as "any".
+            (Err(_), _) => lock(&self.missed).lose(&Audience::Everyone),
         }
     }
 
