@@ -126,7 +126,6 @@ pub enum Event {
 /// Sends one answer back to the node that asked.
 #[derive(Debug)]
 pub struct Responder {
-    node: NodeId,
     reply: Subject,
     data: mpsc::Sender<Parcel>,
 }
@@ -300,10 +299,7 @@ impl Cluster {
             return Sent::ToAll;
         }
         if self.link() == LinkState::Connected {
-            let subject = match &publication.to {
-                Audience::Room(room) => self.subjects.room(room),
-                Audience::Everyone => self.subjects.all(),
-            };
+            let subject = self.subjects.audience(&publication.to);
             let body = Box::new(Body::Publication(publication));
             let parcel = Parcel {
                 subject,
@@ -435,11 +431,6 @@ impl Responder {
         if self.data.try_send(parcel).is_err() {
             metrics::counter!("unisono_bus_dropped_total").increment(1);
         }
-    }
-
-    /// The node that answers.
-    pub fn node(&self) -> NodeId {
-        self.node
     }
 }
 

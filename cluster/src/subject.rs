@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use proto::{NodeId, RoomName};
+use proto::{Audience, NodeId, RoomName};
 
 /// The first token of every subject: letters, digits, `_` and `-`, at most 64.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,14 @@ impl Subjects {
     /// Read by the nodes that have members of the room. At most 3 bytes for each byte of the name.
     pub fn room(&self, room: &RoomName) -> Subject {
         self.subject(format_args!("room.{}", token(room.as_str())))
+    }
+
+    /// Where a publication to that audience goes.
+    pub fn audience(&self, to: &Audience) -> Subject {
+        match to {
+            Audience::Room(room) => self.room(room),
+            Audience::Everyone => self.all(),
+        }
     }
 
     /// The pattern of all that is addressed to a node.

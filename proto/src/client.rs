@@ -185,8 +185,12 @@ pub fn from_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<
     serde_json::from_str(text)
 }
 
-/// Tells `"data":null` from no data: `Option` alone would take both for `None`.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+/// For `deserialize_with`: tells `"data":null` from no data. `Option` alone would take both for `None`.
+///
+/// # Errors
+///
+/// Those of `T`.
+pub fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

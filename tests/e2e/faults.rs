@@ -41,18 +41,7 @@ async fn nodes_serve_their_own_sockets_until_nats_comes_up() {
         nodes,
     };
     sandbox.all_know_each_other().await;
-    eventually("publications reach the far side", async || {
-        let answer = sandbox
-            .api(0)
-            .publish_confirmed("/x", "global", Value::Null)
-            .await;
-        if answer["sockets"] == 3 {
-            Ok(())
-        } else {
-            Err(answer)
-        }
-    })
-    .await;
+    reaches(0, &sandbox, "/x", "global", 3).await;
     assert_eq!(
         sandbox.api(0).publish("/x", "sent", Value::Null).await["status"],
         "sent"
@@ -144,18 +133,7 @@ async fn a_join_during_an_outage_is_heard_everywhere_after_it() {
         assert_eq!(answer.data["code"], "unavailable");
         a.join("news").await;
     }
-    eventually("the far side reaches the room", async || {
-        let answer = sandbox
-            .api(1)
-            .publish_confirmed("news", "headline", Value::Null)
-            .await;
-        if answer["sockets"] == 1 {
-            Ok(())
-        } else {
-            Err(answer)
-        }
-    })
-    .await;
+    reaches(1, &sandbox, "news", "headline", 1).await;
     while a.next().await.event != "headline" {}
 }
 
@@ -414,18 +392,7 @@ async fn nodes_move_to_the_nats_server_that_is_left() {
     let mut far = sandbox.client(2, "/x").await;
 
     sandbox.all_know_each_other().await;
-    eventually("publications reach every node", async || {
-        let answer = sandbox
-            .api(0)
-            .publish_confirmed("/x", "again", Value::Null)
-            .await;
-        if answer["sockets"] == 3 {
-            Ok(())
-        } else {
-            Err(answer)
-        }
-    })
-    .await;
+    reaches(0, &sandbox, "/x", "again", 3).await;
     while far.next().await.event != "again" {}
 }
 
@@ -502,6 +469,22 @@ async fn a_rolling_restart_costs_each_client_one_reconnect() {
 }
 
 // === story helpers ===
+
+/// What node `i` publishes reaches so many sockets of the cluster, sooner or later.
+async fn reaches(i: usize, sandbox: &Sandbox, room: &str, event: &str, sockets: u64) {
+    eventually("a publication reaches everybody", async || {
+        let answer = sandbox
+            .api(i)
+            .publish_confirmed(room, event, Value::Null)
+            .await;
+        if answer["sockets"] == sockets {
+            Ok(())
+        } else {
+            Err(answer)
+        }
+    })
+    .await;
+}
 
 /// Numbers its publications from 0, on node 0, to the room `/x`.
 #[derive(Default)]

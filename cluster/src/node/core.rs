@@ -162,13 +162,9 @@ impl<B: Bus> Core<B> {
             .calls
             .open(peers.iter().copied(), sender, deadline, late);
         let number = self.calls.message(call, None);
-        let (subject, room) = match &publication.to {
-            Audience::Room(room) => (self.subjects.room(room), Some(room.clone())),
-            Audience::Everyone => (self.subjects.all(), None),
-        };
         let audience = publication.to.clone();
         let parcel = Parcel {
-            subject,
+            subject: self.subjects.audience(&audience),
             reply: Some(self.subjects.reply(self.config.node, number)),
             what: What::Body(Box::new(Body::Publication(publication)), Some(permit)),
         };
@@ -178,7 +174,7 @@ impl<B: Bus> Core<B> {
             for peer in peers {
                 self.calls.fail(number, peer, CallError::Timeout);
             }
-        } else if let Some(room) = room {
+        } else if let Audience::Room(room) = audience {
             // Nodes without members of the room do not hear the publication; they are asked apart.
             for peer in peers {
                 self.send_request(call, peer, Request::NotSubscribed(room.clone()), None);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::envelope::{Answer, Body, Envelope, Request, Status};
-use proto::{Audience, NodeId, wire};
+use proto::{NodeId, wire};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -113,10 +113,7 @@ impl Reader {
         };
         match body {
             Body::Publication(publication) => {
-                let expected = match &publication.to {
-                    Audience::Room(room) => self.subjects.room(room),
-                    Audience::Everyone => self.subjects.all(),
-                };
+                let expected = self.subjects.audience(&publication.to);
                 if expected.as_str() != subject {
                     return self.refuse(&"a publication on another room's subject");
                 }
@@ -153,7 +150,6 @@ impl Reader {
 
     fn responder(&self, message: &Message) -> Option<Responder> {
         message.reply.as_deref().map(|reply| Responder {
-            node: self.node,
             reply: Subject::reply_to(reply),
             data: self.data.clone(),
         })

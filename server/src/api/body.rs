@@ -3,10 +3,10 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use proto::client::OneOrMany;
+use proto::client::{OneOrMany, present};
 use proto::name::NameError;
 use proto::{Close, EventName, Payload, RoomName};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{ApiError, room_name};
@@ -88,15 +88,6 @@ pub(super) struct Content<'a> {
 
 /// The longest delay of a disconnect: a day.
 const AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
-
-/// Tells `"data":null` from no data: `Option` alone would take both for `None`.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
-}
 
 macro_rules! content {
     ($body:ident) => {
