@@ -1,7 +1,7 @@
 //! The words: what clients, applications and nodes say, as values.
 //!
 //! Nothing here waits or does I/O. Text from outside is parsed once, at the edge, into the types of
-//! this crate ([`SocketId`], [`RoomName`], [`EventName`]); inside, a value of such a type is proof that
+//! this crate ([`SocketId`], [`RoomName`], [`EventName`], …); inside, a value of such a type is proof that
 //! it is well formed.
 
 pub mod client;
@@ -14,4 +14,4 @@ pub mod wire;
 pub use close::Close;
 pub use envelope::{Audience, Body, Envelope, Payload, Publication};
 pub use id::{NodeId, SocketId};
-pub use name::{EventName, RoomName};
+pub use name::{EventName, RoomName, UserName};

@@ -1,4 +1,4 @@
-//! Names that users choose: rooms and events. Compared byte for byte, never folded or trimmed.
+//! Names that users choose: rooms, events and people. Compared byte for byte, never folded or trimmed.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -18,6 +18,11 @@ pub struct RoomName(Arc<str>);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventName(Arc<str>);
 
+/// The name of a user, as the application knows it: 1 to 200 bytes of UTF-8 without control characters. All
+/// sockets of one user can be sent to by it. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserName(Arc<str>);
+
 /// A text that is no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -31,7 +36,7 @@ pub enum NameError {
         bytes: usize,
     },
     /// Room names show up in logs and subjects of people's tools, so they are one line of text.
-    #[error("a room name has no control characters")]
+    #[error("a name has no control characters")]
     ControlCharacter,
     /// A path that is no percent-encoded UTF-8.
     #[error("the path is not percent-encoded UTF-8")]
@@ -47,9 +52,7 @@ impl RoomName {
     /// Checks length and characters.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         check_length(text)?;
-        if text.chars().any(char::is_control) {
-            return Err(NameError::ControlCharacter);
-        }
+        check_line(text)?;
         Ok(Self(text.into()))
     }
 
@@ -115,6 +118,29 @@ impl EventName {
     }
 }
 
+// === impl UserName ===
+
+impl UserName {
+    /// Checks length and characters.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        check_length(text)?;
+        check_line(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check_line(text: &str) -> Result<(), NameError> {
+    match text.chars().any(char::is_control) {
+        true => Err(NameError::ControlCharacter),
+        false => Ok(()),
+    }
+}
+
 fn check_length(text: &str) -> Result<(), NameError> {
     match text.len() {
         0 => Err(NameError::Empty),
@@ -138,6 +164,18 @@ impl fmt::Debug for RoomName {
 impl Borrow<str> for RoomName {
     fn borrow(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
@@ -24,10 +25,10 @@ pub const FILE_DEFAULT: &str = "unisono.toml";
 const ENVIRONMENT_PREFIX: &str = "UNISONO__";
 
 /// Keys whose values are not shown.
-const SECRETS: [&str; 1] = ["api.keys"];
+const SECRETS: [&str; 3] = ["api.keys", "auth.secret", "hooks.secret"];
 
 /// What is wrong with such a value, without the value.
-const SECRET_BAD: &str = "expected a list of texts (the value is not shown)";
+const SECRET_BAD: &str = "not the kind of value that belongs here (the value is not shown)";
 
 /// Everything that can be set. See `unisono.toml` for what each key means.
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -37,6 +38,9 @@ pub struct Config {
     pub workers: usize,
     pub cluster: Cluster,
     pub sockets: Sockets,
+    pub auth: Auth,
+    pub hooks: Hooks,
+    pub laravel: Laravel,
     pub api: Api,
     pub admin: Admin,
     #[serde(skip)]
@@ -104,6 +108,109 @@ pub struct Sockets {
     pub close_timeout: Duration,
     #[serde(deserialize_with = "size")]
     pub inflight_bytes: usize,
+    pub message_rate: u32,
+    pub message_burst: u32,
+    pub rate_warnings: u32,
+    pub handshake_rate: u32,
+    pub handshake_burst: u32,
+    #[serde(deserialize_with = "duration")]
+    pub handler_timeout: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Auth {
+    pub mode: AuthMode,
+    pub token_from: Vec<TokenPlace>,
+    pub token_query: String,
+    pub token_cookie: String,
+    pub secret: Secret,
+    pub secret_file: PathBuf,
+    pub public_key_file: PathBuf,
+    pub algorithm: String,
+    pub jwks_file: PathBuf,
+    pub jwks_url: String,
+    #[serde(deserialize_with = "duration")]
+    pub jwks_refresh: Duration,
+    pub audience: Vec<String>,
+    pub issuer: Vec<String>,
+    #[serde(deserialize_with = "duration")]
+    pub leeway: Duration,
+    pub user_claim: String,
+    pub rooms_claim: String,
+    pub rights_claim: String,
+    #[serde(deserialize_with = "duration")]
+    pub expired_close_delay: Duration,
+    pub hook_url: String,
+    #[serde(deserialize_with = "duration")]
+    pub hook_timeout: Duration,
+    pub origins: Vec<String>,
+    pub trusted_proxies: Vec<Network>,
+}
+
+/// How clients show who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// They do not.
+    None,
+    /// By a JSON Web Token.
+    Token,
+    /// The application is asked.
+    Hook,
+}
+
+/// Where a token is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenPlace {
+    /// `Authorization: Bearer`.
+    Header,
+    /// A parameter of the URL.
+    Query,
+    /// A cookie.
+    Cookie,
+    /// A subprotocol that begins with `bearer.`.
+    Subprotocol,
+}
+
+/// An address, or a network of addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Network(pub ipnet::IpNet);
+
+/// A text that is not shown, by `Debug` neither.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Hooks {
+    pub url: String,
+    pub secret: Secret,
+    pub secret_file: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    #[serde(deserialize_with = "size")]
+    pub answer_bytes: usize,
+    pub batch: usize,
+    pub lanes: usize,
+    pub queue: usize,
+    #[serde(deserialize_with = "size")]
+    pub queue_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub retry_for: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub retry_delay_max: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Laravel {
+    pub redis_url: String,
+    pub redis_password_file: PathBuf,
+    pub prefix: String,
+    pub pattern: String,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -444,6 +551,7 @@ impl Merge {
                 Some(Value::Array(items)) if secret => {
                     Value::Array(items.iter().map(|_| Value::from("(hidden)")).collect())
                 }
+                Some(Value::String(text)) if secret && !text.is_empty() => "(hidden)".into(),
                 Some(value) => value.clone(),
                 None => continue,
             };
@@ -555,6 +663,13 @@ impl Config {
             (sockets.emit_ids, "sockets.emit_ids"),
             (sockets.emits_in_flight, "sockets.emits_in_flight"),
             (sockets.message_bytes, "sockets.message_bytes"),
+            (sockets.message_rate as usize, "sockets.message_rate"),
+            (sockets.message_burst as usize, "sockets.message_burst"),
+            (sockets.rate_warnings as usize, "sockets.rate_warnings"),
+            (sockets.handshake_burst as usize, "sockets.handshake_burst"),
+            (self.hooks.batch, "hooks.batch"),
+            (self.hooks.lanes, "hooks.lanes"),
+            (self.hooks.queue, "hooks.queue"),
             (api.ids, "api.ids"),
             (api.batch, "api.batch"),
             (api.page, "api.page"),
@@ -586,12 +701,18 @@ impl Config {
             (sockets.pong_timeout, "sockets.pong_timeout"),
             (sockets.write_timeout, "sockets.write_timeout"),
             (sockets.head_timeout, "sockets.head_timeout"),
+            (sockets.handler_timeout, "sockets.handler_timeout"),
+            (self.auth.hook_timeout, "auth.hook_timeout"),
+            (self.auth.jwks_refresh, "auth.jwks_refresh"),
+            (self.hooks.timeout, "hooks.timeout"),
+            (self.hooks.retry_delay_max, "hooks.retry_delay_max"),
             (api.idle_timeout, "api.idle_timeout"),
             (cluster.call_timeout, "cluster.call_timeout"),
             (cluster.nats_connect_timeout, "cluster.nats_connect_timeout"),
         ] {
             check(value >= Duration::from_millis(10), key, "at least 10ms");
         }
+        self.application_contradictions(&mut check);
         for key in &api.keys {
             check(
                 key.len() >= 8,
@@ -605,6 +726,145 @@ impl Config {
             "not error, warn, info, debug, trace or off, nor a list of target=level",
         );
         found
+    }
+
+    /// Those of the sections about the application.
+    fn application_contradictions(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
+        let Self {
+            auth,
+            hooks,
+            laravel,
+            ..
+        } = self;
+        let set = |path: &Path| !path.as_os_str().is_empty();
+        let keys = [
+            !auth.secret.0.is_empty() || set(&auth.secret_file),
+            set(&auth.public_key_file),
+            set(&auth.jwks_file),
+            !auth.jwks_url.is_empty(),
+        ];
+        check(
+            auth.mode != AuthMode::Token || keys.contains(&true),
+            "auth.mode",
+            "tokens need a key: secret, secret_file, public_key_file, jwks_file or jwks_url",
+        );
+        check(
+            auth.mode != AuthMode::Token || !auth.token_from.is_empty(),
+            "auth.token_from",
+            "name at least one place",
+        );
+        check(
+            auth.secret.0.is_empty() || auth.secret.0.len() >= 32,
+            "auth.secret",
+            "at least 32 bytes",
+        );
+        check(
+            auth.secret.0.is_empty() || !set(&auth.secret_file),
+            "auth.secret_file",
+            "choose one of secret and secret_file",
+        );
+        check(
+            matches!(auth.algorithm.as_str(), "" | "RS256" | "ES256" | "EdDSA"),
+            "auth.algorithm",
+            "RS256, ES256 or EdDSA",
+        );
+        check(
+            set(&auth.public_key_file) != auth.algorithm.is_empty(),
+            "auth.algorithm",
+            "public_key_file and algorithm go together",
+        );
+        check(
+            !auth.token_from.contains(&TokenPlace::Cookie) || !auth.origins.is_empty(),
+            "auth.origins",
+            "a browser sends cookies whatever page asks it to: say which pages may",
+        );
+        for origin in &auth.origins {
+            let url = url::Url::parse(origin);
+            let exact = url.is_ok_and(|url| url.origin().ascii_serialization() == *origin);
+            let reason = "an origin reads https://example.com, in lower case, with nothing behind";
+            check(exact, "auth.origins", reason);
+        }
+        check(
+            auth.leeway <= Duration::from_secs(60),
+            "auth.leeway",
+            "at most 60s",
+        );
+        check(
+            (auth.mode == AuthMode::Hook) != auth.hook_url.is_empty(),
+            "auth.hook_url",
+            "the mode `hook` and hook_url go together",
+        );
+        check(
+            hooks.secret.0.is_empty() || !set(&hooks.secret_file),
+            "hooks.secret_file",
+            "choose one of secret and secret_file",
+        );
+        let signed = !hooks.secret.0.is_empty() || set(&hooks.secret_file);
+        check(
+            signed || (hooks.url.is_empty() && auth.hook_url.is_empty()),
+            "hooks.secret",
+            "the application has to know who calls: a secret, or a secret_file, is needed",
+        );
+        check(hooks.lanes <= 256, "hooks.lanes", "at most 256");
+        for (url, key) in [
+            (&auth.jwks_url, "auth.jwks_url"),
+            (&auth.hook_url, "auth.hook_url"),
+            (&hooks.url, "hooks.url"),
+        ] {
+            let http = |url: url::Url| matches!(url.scheme(), "http" | "https");
+            let fine = url.is_empty() || url::Url::parse(url).is_ok_and(http);
+            check(fine, key, "a URL of http:// or https://");
+        }
+        let redis = |url: url::Url| {
+            let scheme = matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix");
+            scheme && url.password().is_none()
+        };
+        check(
+            laravel.redis_url.is_empty() || url::Url::parse(&laravel.redis_url).is_ok_and(redis),
+            "laravel.redis_url",
+            "a URL of redis:// or rediss://, without a password, which belongs into redis_password_file",
+        );
+    }
+}
+
+impl Secret {
+    /// The secret itself: this one, or that of the file, without the white space around it. None where
+    /// neither is given.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the file, and one when both are given.
+    pub fn or_file(&self, file: &Path) -> anyhow::Result<Option<String>> {
+        match (self.0.as_str(), file.as_os_str().is_empty()) {
+            ("", true) => Ok(None),
+            (secret, true) => Ok(Some(secret.to_owned())),
+            ("", false) => {
+                let text = std::fs::read_to_string(file);
+                let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+                Ok(Some(text.trim().to_owned()))
+            }
+            (_, false) => anyhow::bail!("a secret and a file with one: choose one of them"),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() {
+            "none"
+        } else {
+            "(hidden)"
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let address = text.parse().map(|address: std::net::IpAddr| address.into());
+        let network = address.or_else(|_| text.parse());
+        let bad = |_| serde::de::Error::custom(format!("`{text}` is no address or network"));
+        network.map(Self).map_err(bad)
     }
 }
 

@@ -11,7 +11,9 @@ mod server;
 
 mod worker;
 
+pub mod auth;
 mod door;
+pub mod handshake;
 mod websocket;
 
 mod session;
@@ -23,6 +25,7 @@ mod node;
 
 mod ask;
 mod delivery;
+mod outside;
 mod shared;
 mod vital;
 

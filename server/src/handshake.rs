@@ -1,0 +1,62 @@
+//! The request with which a client comes, as those see it who decide whether it may.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use actix_http::header::HeaderMap;
+use proto::RoomName;
+
+/// A client's first request, WebSocket or event stream.
+#[derive(Clone, Debug)]
+pub struct Handshake {
+    pub(crate) room: RoomName,
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) peer: SocketAddr,
+}
+
+impl Handshake {
+    /// The room that the path of the URL names, percent-decoded: `/chat-rooms/1`.
+    pub fn path(&self) -> &str {
+        self.room.as_str()
+    }
+
+    /// The query of the URL, as it came, without the question mark; empty where there is none.
+    pub fn query_string(&self) -> &str {
+        &self.query
+    }
+
+    /// A parameter of the query, decoded; the first of that name.
+    pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut pairs = url::form_urlencoded::parse(self.query.as_bytes());
+        pairs
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value)
+    }
+
+    /// A header, where it is text; the first of that name, whose case does not count.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// All headers of that name which are text.
+    pub fn header_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let values = self.headers.get_all(name);
+        values.filter_map(|value| value.to_str().ok())
+    }
+
+    /// A cookie, as it came: without surrounding quotes, and not decoded any further.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        self.header_all("cookie")
+            .flat_map(|header| header.split(';'))
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(found, _)| found.trim() == name)
+            .map(|(_, value)| value.trim().trim_matches('"'))
+    }
+
+    /// Where the client is: its own address, or what a proxy in `auth.trusted_proxies` says of it. The port
+    /// is 0 where a proxy does not tell it.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}
