@@ -5,6 +5,7 @@
 //! here knows what a socket is made of: a host that can deliver publications and answer requests is
 //! all that it asks for.
 
+mod asks;
 mod budget;
 mod bus;
 mod calls;
@@ -17,6 +18,7 @@ mod nats;
 mod node;
 mod subject;
 
+pub use asks::AskError;
 pub use budget::{Budget, Permit};
 pub use bus::{Bus, BusStatus, Message, Outgoing, PublishError};
 pub use calls::{CallError, Gathered};

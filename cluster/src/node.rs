@@ -29,13 +29,15 @@ use tokio::time::Instant;
 use self::core::Core;
 use self::reader::Reader;
 use self::writer::{Control, Data, Writer};
+use crate::asks::Asks;
 use crate::calls::Calls;
 use crate::interest::Interest;
 use crate::link::Link;
 use crate::membership::Membership;
 use crate::missed::Missed;
 use crate::{
-    Budget, Bus, CallError, ClusterName, Gathered, LinkState, Peer, Permit, Subject, Subjects,
+    AskError, Budget, Bus, CallError, ClusterName, Gathered, LinkState, Peer, Permit, Subject,
+    Subjects,
 };
 
 /// How a node takes part in its cluster.
@@ -152,6 +154,7 @@ pub struct Cluster {
     link: watch::Receiver<LinkState>,
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
+    asks: Asks,
 }
 
 /// The side that runs on the bus's own thread.
@@ -168,6 +171,7 @@ pub struct Node {
     link: watch::Sender<LinkState>,
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
+    asks: Asks,
 }
 
 enum Command {
@@ -200,7 +204,7 @@ struct Parcel {
 enum What {
     Body(Box<Body>, Option<Permit>),
     /// Bytes for an application.
-    Raw(Bytes),
+    Raw(Bytes, Option<Permit>),
     /// Nothing but a question to the server itself, with its number.
     Void(u64),
     /// Say goodbye and close.
@@ -240,6 +244,7 @@ pub fn start(
     let (link, link_receiver) = watch::channel(LinkState::Connecting);
     let payload_max = Arc::new(AtomicUsize::new(usize::MAX));
     let missed = Arc::new(Mutex::new(Missed::default()));
+    let asks = Asks::default();
     let subjects = Arc::new(Subjects::new(config.cluster.clone()));
     let cluster = Cluster {
         node: config.node,
@@ -251,6 +256,7 @@ pub fn start(
         link: link_receiver,
         payload_max: Arc::clone(&payload_max),
         missed: Arc::clone(&missed),
+        asks: asks.clone(),
     };
     let node = Node {
         config,
@@ -265,6 +271,7 @@ pub fn start(
         link,
         payload_max,
         missed,
+        asks,
     };
     (cluster, node, events_receiver)
 }
@@ -326,8 +333,54 @@ impl Cluster {
         permit: Permit,
     ) -> impl Future<Output = Gathered> + use<> {
         let publication = Box::new(publication);
-        self.ask(|sender| Command::PublishConfirmed(publication, permit, sender))
+        self.command(|sender| Command::PublishConfirmed(publication, permit, sender))
             .gathered()
+    }
+
+    /// Tells applications on the bus, whoever listens. The permit is for the text. What one caller tells and
+    /// asks leaves in the order of the calls.
+    ///
+    /// # Errors
+    ///
+    /// When the bus does not take it now.
+    pub fn tell(&self, kind: &'static str, text: Bytes, permit: Permit) -> Result<(), AskError> {
+        self.to_applications(kind, text, permit, None)
+    }
+
+    /// As [`Cluster::tell`], and waits for the first answer: for ever, so whoever asks has to set a bound.
+    pub fn ask(
+        &self,
+        kind: &'static str,
+        text: Bytes,
+        permit: Permit,
+    ) -> impl Future<Output = Result<Bytes, AskError>> + use<> {
+        let asking = self.asks.open();
+        let reply = self.subjects.ask_reply(self.node, asking.number());
+        let sent = self.to_applications(kind, text, permit, Some(reply));
+        async move {
+            sent?;
+            asking.answer().await
+        }
+    }
+
+    fn to_applications(
+        &self,
+        kind: &'static str,
+        text: Bytes,
+        permit: Permit,
+        reply: Option<Subject>,
+    ) -> Result<(), AskError> {
+        let ready = self.link() == LinkState::Connected && !self.alone;
+        if !ready || !self.fits(text.len()) {
+            return Err(AskError::NotSent);
+        }
+        let parcel = Parcel {
+            subject: self.subjects.event(kind),
+            reply,
+            what: What::Raw(text, Some(permit)),
+        };
+        let sent = self.data.try_send(parcel);
+        sent.map_err(|_| AskError::NotSent)
     }
 
     /// Listens to a room; [`Event::RoomReady`] follows, within the call timeout whatever the bus does.
@@ -349,7 +402,7 @@ impl Cluster {
         permit: Option<Permit>,
     ) -> impl Future<Output = Result<Answer, CallError>> + use<> {
         let request = Box::new(request);
-        let asked = self.ask(|sender| Command::Call(node, request, permit, sender));
+        let asked = self.command(|sender| Command::Call(node, request, permit, sender));
         async {
             let Gathered { answers, missing } = asked.gathered().await;
             match (answers.into_iter().next(), missing.first()) {
@@ -363,7 +416,7 @@ impl Cluster {
     /// Asks all other nodes and waits for their answers.
     pub fn call_all(&self, request: Request) -> impl Future<Output = Gathered> + use<> {
         let request = Box::new(request);
-        self.ask(|sender| Command::CallAll(request, sender))
+        self.command(|sender| Command::CallAll(request, sender))
             .gathered()
     }
 
@@ -389,7 +442,7 @@ impl Cluster {
     }
 
     /// The command is on its way when this returns, before anybody awaits the answer.
-    fn ask(&self, command: impl FnOnce(oneshot::Sender<Gathered>) -> Command) -> Asked {
+    fn command(&self, command: impl FnOnce(oneshot::Sender<Gathered>) -> Command) -> Asked {
         let (sender, receiver) = oneshot::channel();
         if let Err(error) = self.commands.try_send(command(sender)) {
             metrics::counter!("unisono_bus_dropped_total").increment(1);
@@ -419,7 +472,7 @@ impl Responder {
 
     /// As [`Responder::respond`], to an application.
     pub fn respond_raw(self, answer: Bytes) {
-        self.send(What::Raw(answer));
+        self.send(What::Raw(answer, None));
     }
 
     fn send(self, what: What) {
@@ -470,6 +523,7 @@ impl Node {
             node: self.config.node,
             subjects: Arc::clone(&self.subjects),
             budget: self.budget,
+            asks: self.asks,
             events: self.events.clone(),
             inputs,
             data: self.data.clone(),

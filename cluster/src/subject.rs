@@ -26,13 +26,18 @@ pub struct Subject(String);
 /// <cluster>.room.<token>        nodes with members of the room
 /// <cluster>.node.<id>.request   one node
 /// <cluster>.node.<id>.<number>  answers to that node
+/// <cluster>.node.<id>.ask-<n>   answers of applications to that node
 /// <cluster>.api.<verb>          applications ask, one node serves
+/// <cluster>.event.<type>        what happened, for applications
 /// <cluster>.void.<id>           nobody, ever: the server's "no responders" proves a round trip
 /// ```
 #[derive(Clone, Debug)]
 pub struct Subjects {
     cluster: ClusterName,
 }
+
+/// Before the number in the last token of a reply subject.
+const ASK: &str = "ask-";
 
 impl ClusterName {
     /// Checks the characters.
@@ -92,6 +97,22 @@ impl Subjects {
     /// The number of the call that a message on a subject of [`Subjects::reply`] answers.
     pub fn call_of(subject: &str) -> Option<u64> {
         subject.rsplit('.').next()?.parse().ok()
+    }
+
+    /// Where a node reads the answer of an application to what it asked under that number.
+    pub fn ask_reply(&self, node: NodeId, number: u64) -> Subject {
+        self.subject(format_args!("node.{node}.{ASK}{number}"))
+    }
+
+    /// The number of what a message on a subject of [`Subjects::ask_reply`] answers.
+    pub fn ask_of(subject: &str) -> Option<u64> {
+        let token = subject.rsplit('.').next()?;
+        token.strip_prefix(ASK)?.parse().ok()
+    }
+
+    /// Where applications read events of that type, which is a word of this program's own.
+    pub fn event(&self, kind: &'static str) -> Subject {
+        self.subject(format_args!("event.{kind}"))
     }
 
     /// The pattern of applications' requests.

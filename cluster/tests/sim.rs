@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::envelope::{Answer, Request, Status};
+use proto::envelope::{Act, Answer, Request, Status, Target};
 use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
@@ -149,7 +149,7 @@ impl Seen {
             Event::Request {
                 request, responder, ..
             } => responder.respond(match request {
-                Request::Emit { to, .. } => {
+                Request::Act(Target::Sockets(to), _) => {
                     let delivered = |id| (id, Status::Delivered);
                     Answer::Statuses(to.into_iter().map(delivered).collect())
                 }
@@ -184,11 +184,15 @@ fn to_all(text: &str) -> Publication {
 }
 
 fn emit(node: u64) -> Request {
-    Request::Emit {
-        to: vec![SocketId::new(NodeId::new(node), 0, 1)],
-        payload: Payload::Binary(Bytes::from_static(b"hi")),
-        from: None,
-    }
+    let to = Target::Sockets(vec![SocketId::new(NodeId::new(node), 0, 1)]);
+    let payload = Payload::Binary(Bytes::from_static(b"hi"));
+    Request::Act(
+        to,
+        Act::Emit {
+            payload,
+            from: None,
+        },
+    )
 }
 
 /// Runs a story under a paused clock.

@@ -59,6 +59,8 @@ pub enum Command {
     },
     /// Have the data back.
     Ping(Option<Bytes>),
+    /// Go on with a fresh token.
+    Refresh(String),
 }
 
 /// The `id` of a client's message, as the JSON text that the client wrote.
@@ -97,6 +99,10 @@ pub enum ErrorCode {
     NotJoined,
     /// Not possible just now.
     Unavailable,
+    /// Too many messages in too short a time.
+    RateLimited,
+    /// The application's handler could not do it, and says so.
+    HandlerFailed,
 }
 
 impl ErrorCode {
@@ -111,6 +117,8 @@ impl ErrorCode {
             Self::TooLarge => "too_large",
             Self::NotJoined => "not_joined",
             Self::Unavailable => "unavailable",
+            Self::RateLimited => "rate_limited",
+            Self::HandlerFailed => "handler_failed",
         }
     }
 }
@@ -134,6 +142,11 @@ struct Outer<'a> {
 #[derive(Deserialize)]
 struct RoomData {
     room: String,
+}
+
+#[derive(Deserialize)]
+struct RefreshData {
+    token: String,
 }
 
 #[derive(Deserialize)]
@@ -257,6 +270,7 @@ impl ClientMessage {
             "ping" => Ok(Command::Ping(data.map(json_text))),
             "join" => Ok(Command::Join(room_name(&read::<RoomData>(data)?.room)?)),
             "leave" => Ok(Command::Leave(room_name(&read::<RoomData>(data)?.room)?)),
+            "refresh" => Ok(Command::Refresh(read::<RefreshData>(data)?.token)),
             "publish" => {
                 let PublishData { room, event, data } = read(data)?;
                 Ok(Command::Publish {
@@ -321,6 +335,7 @@ impl Command {
             Self::Publish { .. } => Some("unisono:publish"),
             Self::Emit { .. } => Some("unisono:emit"),
             Self::Ping(_) => Some("unisono:ping"),
+            Self::Refresh(_) => Some("unisono:refresh"),
         }
     }
 }
@@ -428,10 +443,13 @@ pub fn gap_text(room: Option<&RoomName>, reason: &str) -> String {
     )
 }
 
-/// `unisono:closing`: the socket is about to be closed, and when to come back.
-pub fn closing_text(code: u16, reason: &str, reconnect_in_ms: u64) -> String {
+/// `unisono:closing`: the socket is about to be closed, and when to come back, where that is known.
+pub fn closing_text(code: u16, reason: &str, reconnect_in_ms: Option<u64>) -> String {
+    let reconnect_in = reconnect_in_ms.map_or_else(String::new, |reconnect_in_ms| {
+        format!(r#","reconnect_in_ms":{reconnect_in_ms}"#)
+    });
     format!(
-        r#"{{"event":"unisono:closing","data":{{"code":{code},"reason":{},"reconnect_in_ms":{reconnect_in_ms}}}}}"#,
+        r#"{{"event":"unisono:closing","data":{{"code":{code},"reason":{}{reconnect_in}}}}}"#,
         json(reason)
     )
 }

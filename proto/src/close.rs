@@ -26,6 +26,11 @@ pub enum CloseError {
 }
 
 impl Close {
+    /// The client gave no code (RFC 6455 §7.1.5); never sent.
+    pub const NO_STATUS: Self = Self::new(1005, "");
+    /// The connection was gone without a word (RFC 6455 §7.1.5); never sent.
+    pub const GONE: Self = Self::new(1006, "the connection is gone");
+
     /// The client asked for it, or nothing is left to say.
     pub const NORMAL: Self = Self::new(1000, "normal");
     /// The peer broke the protocol.
@@ -42,6 +47,12 @@ impl Close {
     pub const RESTART: Self = Self::new(1012, "node is restarting");
     /// The client reads slower than it is written to.
     pub const SLOW: Self = Self::new(1013, "reading too slowly");
+    /// The client's token has ended, and no fresh one came.
+    pub const EXPIRED: Self = Self::new(4401, "token expired");
+    /// A fresh token does not grant what the socket has.
+    pub const WITHDRAWN: Self = Self::new(4403, "rights withdrawn");
+    /// The client has sent too much for too long.
+    pub const RATE: Self = Self::new(1008, "rate limit");
     /// No pong in time.
     pub const NO_PONG: Self = Self::new(4408, "no pong in time");
 

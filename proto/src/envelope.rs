@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Close, EventName, NodeId, RoomName, SocketId};
+use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
 /// One message from one node to others.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,38 +99,8 @@ pub enum Audience {
 pub enum Request {
     /// "Do your messages reach me, and mine you?"
     Probe,
-    /// Send to sockets of the asked node.
-    Emit {
-        /// The sockets.
-        to: Vec<SocketId>,
-        /// What they are sent.
-        payload: Payload,
-        /// The socket that sent it, if a client did.
-        from: Option<SocketId>,
-    },
-    /// Make sockets of the asked node members of a room.
-    Join {
-        /// The sockets.
-        to: Vec<SocketId>,
-        /// The room.
-        room: RoomName,
-    },
-    /// Undo [`Request::Join`].
-    Leave {
-        /// The sockets.
-        to: Vec<SocketId>,
-        /// The room.
-        room: RoomName,
-    },
-    /// Close sockets of the asked node.
-    Disconnect {
-        /// Which.
-        target: Target,
-        /// What they are told.
-        close: Close,
-        /// After how many milliseconds.
-        after_ms: u64,
-    },
+    /// Do something with sockets of the asked node.
+    Act(Target, Act),
     /// Describe a socket.
     Socket(SocketId),
     /// List rooms, by name.
@@ -141,13 +111,38 @@ pub enum Request {
     NotSubscribed(RoomName),
 }
 
-/// Which sockets a [`Request::Disconnect`] means.
+/// Which sockets a [`Request::Act`] means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// These.
+    /// These. The answer is [`Answer::Statuses`].
     Sockets(Vec<SocketId>),
-    /// The members of a room.
+    /// The members of a room. The answer is [`Answer::Count`].
     Room(RoomName),
+    /// All sockets of a user. The answer is [`Answer::Count`].
+    User(UserName),
+}
+
+/// What is done with sockets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Act {
+    /// Send to them.
+    Emit {
+        /// What they are sent.
+        payload: Payload,
+        /// The socket that sent it, if a client did.
+        from: Option<SocketId>,
+    },
+    /// Make them members of a room.
+    Join(RoomName),
+    /// Undo [`Act::Join`].
+    Leave(RoomName),
+    /// Close them.
+    Disconnect {
+        /// What they are told.
+        close: Close,
+        /// After how many milliseconds.
+        after_ms: u64,
+    },
 }
 
 /// One page of rooms.
@@ -179,7 +174,7 @@ pub enum Answer {
     Pong,
     /// To requests that name sockets.
     Statuses(Vec<(SocketId, Status)>),
-    /// How many sockets were reached or disconnected.
+    /// How many sockets were reached, or meant.
     Count(u64),
     /// To [`Request::Socket`].
     Socket(Option<SocketInfo>),
@@ -214,7 +209,7 @@ pub struct SocketInfo {
     /// The rooms that it is in, in the order of joining.
     pub rooms: Vec<RoomName>,
     /// Whom it belongs to, where that is known.
-    pub user: Option<String>,
+    pub user: Option<UserName>,
     /// In milliseconds since 1970.
     pub connected_at_ms: u64,
     /// The peer's address.
@@ -236,7 +231,7 @@ pub struct RoomsPage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketsPage {
     /// Each with its user, where that is known.
-    pub sockets: Vec<(SocketId, Option<String>)>,
+    pub sockets: Vec<(SocketId, Option<UserName>)>,
     /// All sockets of the room, on this page or not.
     pub count: u64,
     /// Whether there are sockets after the last.

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
-    Answer, Audience, Body, Envelope, Heartbeat, Payload, Publication, Request, RoomsPage,
+    Act, Answer, Audience, Body, Envelope, Heartbeat, Payload, Publication, Request, RoomsPage,
     RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status, Target, Text,
 };
-use crate::{Close, EventName, NodeId, RoomName, SocketId};
+use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
 #[allow(
     missing_docs,
@@ -20,7 +20,7 @@ mod pb {
 }
 
 /// The version of `cluster.proto`. Nodes read their own version only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes that an envelope may add to what users chose (payload, names, `except`): a bound, not a measure.
 pub const OVERHEAD_BYTES: usize = 512;
@@ -161,36 +161,9 @@ fn read_payload(message: Option<pb::Payload>) -> Result<Payload, WireError> {
 
 fn write_request(request: &Request) -> pb::Request {
     use pb::request::Kind;
-    let membership = |to: &[SocketId], room: &RoomName| pb::Membership {
-        to: write_ids(to),
-        room: room.to_string(),
-    };
     let kind = match request {
         Request::Probe => Kind::Probe(pb::Probe {}),
-        Request::Emit { to, payload, from } => Kind::Emit(pb::Emit {
-            to: write_ids(to),
-            payload: Some(write_payload(payload)),
-            from: from.as_ref().map(write_id),
-        }),
-        Request::Join { to, room } => Kind::Join(membership(to, room)),
-        Request::Leave { to, room } => Kind::Leave(membership(to, room)),
-        Request::Disconnect {
-            target,
-            close,
-            after_ms,
-        } => {
-            let (to, room) = match target {
-                Target::Sockets(ids) => (write_ids(ids), None),
-                Target::Room(room) => (Vec::new(), Some(room.to_string())),
-            };
-            Kind::Disconnect(pb::Disconnect {
-                to,
-                room,
-                code: close.code.into(),
-                reason: close.reason.to_string(),
-                after_ms: *after_ms,
-            })
-        }
+        Request::Act(target, act) => Kind::Act(write_act(target, act)),
         Request::Socket(id) => Kind::Socket(write_id(id)),
         Request::Rooms(query) => Kind::Rooms(pb::RoomsQuery {
             prefix: query.prefix.clone(),
@@ -211,30 +184,7 @@ fn read_request(message: pb::Request) -> Result<Request, WireError> {
     use pb::request::Kind;
     Ok(match message.kind.ok_or(WireError::Field("request"))? {
         Kind::Probe(pb::Probe {}) => Request::Probe,
-        Kind::Emit(emit) => Request::Emit {
-            to: read_ids(&emit.to)?,
-            payload: read_payload(emit.payload)?,
-            from: read_optional_id(emit.from.as_ref())?,
-        },
-        Kind::Join(pb::Membership { to, room }) => Request::Join {
-            to: read_ids(&to)?,
-            room: read_room(&room)?,
-        },
-        Kind::Leave(pb::Membership { to, room }) => Request::Leave {
-            to: read_ids(&to)?,
-            room: read_room(&room)?,
-        },
-        Kind::Disconnect(disconnect) => Request::Disconnect {
-            target: match disconnect.room {
-                Some(room) => Target::Room(read_room(&room)?),
-                None => Target::Sockets(read_ids(&disconnect.to)?),
-            },
-            close: u16::try_from(disconnect.code)
-                .ok()
-                .and_then(|code| Close::by_application(code, disconnect.reason).ok())
-                .ok_or(WireError::Field("close"))?,
-            after_ms: disconnect.after_ms,
-        },
+        Kind::Act(message) => read_act(message)?,
         Kind::Socket(id) => Request::Socket(read_id(&id)?),
         Kind::Rooms(query) => Request::Rooms(RoomsQuery {
             prefix: query.prefix,
@@ -248,6 +198,59 @@ fn read_request(message: pb::Request) -> Result<Request, WireError> {
         }),
         Kind::NotSubscribed(room) => Request::NotSubscribed(read_room(&room)?),
     })
+}
+
+fn write_act(target: &Target, act: &Act) -> pb::Act {
+    let (to, room, user) = match target {
+        Target::Sockets(ids) => (write_ids(ids), None, None),
+        Target::Room(room) => (Vec::new(), Some(room.to_string()), None),
+        Target::User(user) => (Vec::new(), None, Some(user.to_string())),
+    };
+    let act = match act {
+        Act::Emit { payload, from } => pb::act::Act::Emit(pb::Emit {
+            payload: Some(write_payload(payload)),
+            from: from.as_ref().map(write_id),
+        }),
+        Act::Join(room) => pb::act::Act::Join(room.to_string()),
+        Act::Leave(room) => pb::act::Act::Leave(room.to_string()),
+        Act::Disconnect { close, after_ms } => pb::act::Act::Disconnect(pb::Disconnect {
+            code: close.code.into(),
+            reason: close.reason.to_string(),
+            after_ms: *after_ms,
+        }),
+    };
+    let act = Some(act);
+    pb::Act {
+        to,
+        room,
+        user,
+        act,
+    }
+}
+
+fn read_act(message: pb::Act) -> Result<Request, WireError> {
+    let target = match (message.room, message.user) {
+        (Some(room), None) => Target::Room(read_room(&room)?),
+        (None, Some(user)) => Target::User(read_user(&user)?),
+        (None, None) => Target::Sockets(read_ids(&message.to)?),
+        (Some(_), Some(_)) => return Err(WireError::Field("target")),
+    };
+    let act = match message.act.ok_or(WireError::Field("act"))? {
+        pb::act::Act::Emit(emit) => Act::Emit {
+            payload: read_payload(emit.payload)?,
+            from: read_optional_id(emit.from.as_ref())?,
+        },
+        pb::act::Act::Join(room) => Act::Join(read_room(&room)?),
+        pb::act::Act::Leave(room) => Act::Leave(read_room(&room)?),
+        pb::act::Act::Disconnect(disconnect) => Act::Disconnect {
+            close: u16::try_from(disconnect.code)
+                .ok()
+                .and_then(|code| Close::by_application(code, disconnect.reason).ok())
+                .ok_or(WireError::Field("close"))?,
+            after_ms: disconnect.after_ms,
+        },
+    };
+    Ok(Request::Act(target, act))
 }
 
 // === answers ===
@@ -270,7 +273,7 @@ fn write_answer(answer: &Answer) -> pb::Answer {
             socket: socket.as_ref().map(|socket| pb::Socket {
                 id: write_id(&socket.id),
                 rooms: socket.rooms.iter().map(RoomName::to_string).collect(),
-                user: socket.user.clone(),
+                user: socket.user.as_ref().map(UserName::to_string),
                 connected_at_ms: socket.connected_at_ms,
                 remote_addr: socket.remote_addr.clone(),
                 queued_bytes: socket.queued_bytes,
@@ -293,7 +296,7 @@ fn write_answer(answer: &Answer) -> pb::Answer {
                 .iter()
                 .map(|(id, user)| pb::Member {
                     id: write_id(id),
-                    user: user.clone(),
+                    user: user.as_ref().map(UserName::to_string),
                 })
                 .collect(),
             count: page.count,
@@ -320,7 +323,7 @@ fn read_answer(message: pb::Answer) -> Result<Answer, WireError> {
                     Ok(SocketInfo {
                         id: read_id(&socket.id)?,
                         rooms: read_rooms(&socket.rooms)?,
-                        user: socket.user,
+                        user: read_optional_user(socket.user.as_deref())?,
                         connected_at_ms: socket.connected_at_ms,
                         remote_addr: socket.remote_addr,
                         queued_bytes: socket.queued_bytes,
@@ -339,7 +342,10 @@ fn read_answer(message: pb::Answer) -> Result<Answer, WireError> {
             sockets: page
                 .sockets
                 .into_iter()
-                .map(|member| Ok((read_id(&member.id)?, member.user)))
+                .map(|member| {
+                    let user = read_optional_user(member.user.as_deref())?;
+                    Ok((read_id(&member.id)?, user))
+                })
                 .collect::<Result<_, WireError>>()?,
             count: page.count,
             more: page.more,
@@ -400,6 +406,14 @@ fn read_rooms(names: &[String]) -> Result<Vec<RoomName>, WireError> {
     names.iter().map(|name| read_room(name)).collect()
 }
 
+fn read_user(name: &str) -> Result<UserName, WireError> {
+    UserName::parse(name).map_err(|_| WireError::Field("user"))
+}
+
+fn read_optional_user(name: Option<&str>) -> Result<Option<UserName>, WireError> {
+    name.map(read_user).transpose()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,6 +426,10 @@ mod tests {
 
     fn room() -> impl Strategy<Value = RoomName> {
         "\\PC{1,40}".prop_map(|name| RoomName::parse(&name).unwrap())
+    }
+
+    fn user() -> impl Strategy<Value = UserName> {
+        "\\PC{1,40}".prop_map(|name| UserName::parse(&name).unwrap())
     }
 
     fn payload() -> impl Strategy<Value = Payload> {
@@ -453,22 +471,24 @@ mod tests {
     fn request() -> impl Strategy<Value = Body> {
         let target = prop_oneof![
             sockets().prop_map(Target::Sockets),
-            room().prop_map(Target::Room)
+            room().prop_map(Target::Room),
+            user().prop_map(Target::User)
+        ];
+        let close = (4000..4100u16, any::<u64>()).prop_map(|(code, after_ms)| Act::Disconnect {
+            close: Close::by_application(code, "bye".into()).unwrap(),
+            after_ms,
+        });
+        let act = prop_oneof![
+            (payload(), proptest::option::of(socket()))
+                .prop_map(|(payload, from)| Act::Emit { payload, from }),
+            room().prop_map(Act::Join),
+            room().prop_map(Act::Leave),
+            close
         ];
         let after = proptest::option::of(socket());
         prop_oneof![
             Just(Request::Probe),
-            (sockets(), payload(), proptest::option::of(socket()))
-                .prop_map(|(to, payload, from)| Request::Emit { to, payload, from }),
-            (sockets(), room()).prop_map(|(to, room)| Request::Join { to, room }),
-            (sockets(), room()).prop_map(|(to, room)| Request::Leave { to, room }),
-            (target, 4000..4100u16, any::<u64>()).prop_map(|(target, code, after_ms)| {
-                Request::Disconnect {
-                    target,
-                    close: Close::by_application(code, "bye".into()).unwrap(),
-                    after_ms,
-                }
-            }),
+            (target, act).prop_map(|(target, act)| Request::Act(target, act)),
             socket().prop_map(Request::Socket),
             ("\\PC{0,9}", "\\PC{0,9}", 0..1000usize).prop_map(|(prefix, after, limit)| {
                 Request::Rooms(RoomsQuery {
@@ -490,7 +510,7 @@ mod tests {
             SocketInfo {
                 id,
                 rooms,
-                user: Some("u".into()),
+                user: Some(UserName::parse("u").unwrap()),
                 connected_at_ms: 5,
                 remote_addr: "127.0.0.1:9".into(),
                 queued_bytes: 7,

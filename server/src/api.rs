@@ -2,8 +2,10 @@
 
 mod access;
 mod body;
+mod sse;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use actix_web::body::MessageBody;
@@ -17,14 +19,16 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use cluster::{LinkState, Sent};
 use futures_util::future::LocalBoxFuture;
 use proto::client::from_object;
-use proto::envelope::{RoomsQuery, SocketsQuery, Status};
-use proto::{Audience, RoomName, SocketId};
+use proto::envelope::{Act, RoomsQuery, SocketsQuery, Status, Target};
+use proto::{Audience, RoomName, SocketId, UserName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use tracing::debug;
 
-use crate::app::{Nodes, PublishError, Unisono};
+use crate::unisono::{Nodes, PublishError, Unisono};
+use crate::worker::Worker;
 use body::{Broadcast, Disconnect, Emit, Membership, Publish, Whom};
 
 /// An answer that is an error.
@@ -37,9 +41,10 @@ pub struct ApiError {
 
 const CHAT_PAGE: &str = include_str!("chat.html");
 
-/// The application of one worker, with or without `/metrics`.
+/// The application of one worker: for the public or for administrators, with or without `/metrics`.
 pub fn app(
-    unisono: Unisono,
+    worker: Rc<Worker>,
+    public: bool,
     metrics: bool,
 ) -> App<
     impl ServiceFactory<
@@ -64,11 +69,18 @@ pub fn app(
         .service(at("/rooms/sockets", web::get().to(room_sockets)))
         .service(at("/nodes", web::get().to(nodes)))
         .default_service(web::to(no_such_path));
-    let body_bytes_max = unisono.shared.config.api.body_bytes;
+    let body_bytes_max = worker.shared.config.api.body_bytes;
     App::new()
-        .app_data(web::Data::new(unisono))
+        .app_data(web::Data::new(worker.unisono.clone()))
         .app_data(web::PayloadConfig::new(body_bytes_max))
         .service(api)
+        .configure(|config| {
+            if public {
+                worker.shared.routes.configure(config);
+                config.service(sse::resource());
+            }
+        })
+        .app_data(worker)
         .service(at("/", web::get().to(chat_page)))
         .service(at("/health/live", web::get().to(live)).route(web::head().to(live)))
         .service(at("/health/ready", web::get().to(ready)).route(web::head().to(ready)))
@@ -80,64 +92,64 @@ pub fn app(
         .default_service(web::to(no_such_path))
 }
 
-type App_ = web::Data<Unisono>;
+type Handle = web::Data<Unisono>;
 type ApiResult = Result<Value, ApiError>;
 
 // === verbs ===
 
-async fn emit(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_emit(&app, read(&body)?).await.map(answer)
+async fn emit(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_emit(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn publish(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_publish(&app, read(&body)?).await.map(answer)
+async fn publish(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_publish(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn broadcast(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_broadcast(&app, read(&body)?).await.map(answer)
+async fn broadcast(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_broadcast(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn disconnect(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_disconnect(&app, read(&body)?).await.map(answer)
+async fn disconnect(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_disconnect(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn join(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_join(&app, read(&body)?).await.map(answer)
+async fn join(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_join(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn leave(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
-    do_leave(&app, read(&body)?).await.map(answer)
+async fn leave(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    do_leave(&unisono, read(&body)?).await.map(answer)
 }
 
 /// The requests of a batch are carried out one after the other. One that fails has an `error` in its
 /// place, and the rest goes on.
-async fn batch(app: App_, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn batch(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
     let requests: Vec<HashMap<&str, &RawValue>> =
         serde_json::from_str(text(&body)?).map_err(|error| ApiError::bad(error.to_string()))?;
-    let max = app.shared.config.api.batch;
+    let max = unisono.shared.config.api.batch;
     if requests.len() > max {
         return Err(ApiError::bad(format!("a batch has at most {max} requests")));
     }
     let mut answers = Vec::with_capacity(requests.len());
     for request in requests {
-        let done = do_one(&app, request).await;
+        let done = do_one(&unisono, request).await;
         answers.push(done.unwrap_or_else(|error| error.body()));
     }
     Ok(answer(Value::Array(answers)))
 }
 
-async fn do_one(app: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResult {
+async fn do_one(unisono: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResult {
     let mut parts = request.into_iter();
     let (Some((verb, body)), None) = (parts.next(), parts.next()) else {
         let message = "a request of a batch is an object with one verb";
         return Err(ApiError::bad(message.to_owned()));
     };
-    do_verb(app, verb, body.get().as_bytes()).await
+    do_verb(unisono, verb, body.get().as_bytes()).await
 }
 
 /// Serves a request that came over NATS; an error is an answer, too.
-pub async fn serve(app: &Unisono, verb: &str, body: &[u8]) -> Vec<u8> {
-    let done = do_verb(app, verb, body).await;
+pub async fn serve(unisono: &Unisono, verb: &str, body: &[u8]) -> Vec<u8> {
+    let done = do_verb(unisono, verb, body).await;
     let answer = done.unwrap_or_else(|error| error.body());
     answer.to_string().into_bytes()
 }
@@ -148,26 +160,58 @@ pub fn busy() -> Vec<u8> {
     error.body().to_string().into_bytes()
 }
 
-async fn do_verb(app: &Unisono, verb: &str, body: &[u8]) -> ApiResult {
+/// Carries out what an application's answer asks for, in order. One that fails is logged, and the rest goes on.
+pub async fn carry_out(unisono: &Unisono, actions: Vec<Value>) {
+    for action in actions {
+        let text = action.to_string();
+        let done = match from_object::<HashMap<&str, &RawValue>>(&text) {
+            Ok(request) => do_one(unisono, request).await,
+            Err(error) => Err(ApiError::bad(error.to_string())),
+        };
+        if let Err(error) = done {
+            metrics::counter!("unisono_actions_failed_total").increment(1);
+            debug!(%error, "an action was not carried out");
+        }
+    }
+}
+
+async fn do_verb(unisono: &Unisono, verb: &str, body: &[u8]) -> ApiResult {
     match verb {
-        "emit" => do_emit(app, read(body)?).await,
-        "publish" => do_publish(app, read(body)?).await,
-        "broadcast" => do_broadcast(app, read(body)?).await,
-        "disconnect" => do_disconnect(app, read(body)?).await,
-        "join" => do_join(app, read(body)?).await,
-        "leave" => do_leave(app, read(body)?).await,
+        "emit" => do_emit(unisono, read(body)?).await,
+        "publish" => do_publish(unisono, read(body)?).await,
+        "broadcast" => do_broadcast(unisono, read(body)?).await,
+        "disconnect" => do_disconnect(unisono, read(body)?).await,
+        "join" => do_join(unisono, read(body)?).await,
+        "leave" => do_leave(unisono, read(body)?).await,
         verb => Err(ApiError::bad(format!("there is no verb `{verb}`"))),
     }
 }
 
-async fn do_emit(app: &Unisono, body: Emit<'_>) -> ApiResult {
-    let payload = body.content().payload()?;
-    let to: Vec<String> = body.to.into();
-    check_count(app, to.len())?;
-    Ok(results(app.emit(to, payload, None)?.await))
+async fn do_emit(unisono: &Unisono, body: Emit<'_>) -> ApiResult {
+    let emit = Act::Emit {
+        payload: body.content().payload()?,
+        from: None,
+    };
+    let whom = Whom::of(body.to, None, body.user)?;
+    act(unisono, whom, emit, "delivered").await
 }
 
-async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {
+/// Does something with sockets that are named one by one, each of which gets its status, or with those of a
+/// room or a user, which are counted under that word.
+async fn act(unisono: &Unisono, whom: Whom, act: Act, word: &str) -> ApiResult {
+    let target = match whom {
+        Whom::Sockets(ids) => {
+            check_count(unisono, ids.len())?;
+            return Ok(results(unisono.act(ids, act)?.await));
+        }
+        Whom::Room(room) => Target::Room(room),
+        Whom::User(user) => Target::User(user),
+    };
+    let done = unisono.act_on(target, act)?.await;
+    Ok(json!({ (word): done.value, "nodes": nodes_value(&done.nodes) }))
+}
+
+async fn do_publish(unisono: &Unisono, body: Publish<'_>) -> ApiResult {
     let payload = body.content().payload()?;
     let rooms = match (body.room, body.rooms) {
         (Some(room), None) => vec![room],
@@ -178,7 +222,7 @@ async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {
         let message = "one of `room` and `rooms` is needed, with at least one room";
         return Err(ApiError::bad(message.to_owned()));
     }
-    check_count(app, rooms.len())?;
+    check_count(unisono, rooms.len())?;
     let mut audiences = Vec::with_capacity(rooms.len());
     for room in &rooms {
         let audience = Audience::Room(room_name(room)?);
@@ -186,86 +230,77 @@ async fn do_publish(app: &Unisono, body: Publish<'_>) -> ApiResult {
             audiences.push(audience);
         }
     }
-    send(app, audiences, payload, body.except, body.confirm).await
+    send(unisono, audiences, payload, body.except, body.confirm).await
 }
 
-async fn do_broadcast(app: &Unisono, body: Broadcast<'_>) -> ApiResult {
+async fn do_broadcast(unisono: &Unisono, body: Broadcast<'_>) -> ApiResult {
     let payload = body.content().payload()?;
     let everyone = vec![Audience::Everyone];
-    send(app, everyone, payload, body.except, body.confirm).await
+    send(unisono, everyone, payload, body.except, body.confirm).await
 }
 
 async fn send(
-    app: &Unisono,
+    unisono: &Unisono,
     to: Vec<Audience>,
     payload: proto::Payload,
     except: Vec<String>,
     confirm: bool,
 ) -> ApiResult {
-    check_count(app, except.len())?;
+    check_count(unisono, except.len())?;
     let except = except
         .iter()
         .map(|id| socket_id(id))
         .collect::<Result<_, _>>()?;
     if confirm {
-        let cluster = &app.shared.cluster;
+        let cluster = &unisono.shared.cluster;
         let whole = cluster.alone() || cluster.link() == LinkState::Connected;
-        let confirmed = app.publish_confirmed(to, payload, except).await?;
+        let confirmed = unisono.send_confirmed(to, payload, except).await?;
         return Ok(json!({
             "status": if whole { "confirmed" } else { "local_only" },
             "sockets": confirmed.value,
             "nodes": nodes_value(&confirmed.nodes),
         }));
     }
-    let status = match app.publish(to, payload, except).await? {
+    let status = match unisono.send(to, payload, except).await? {
         Sent::ToAll => "sent",
         Sent::LocalOnly => "local_only",
     };
     Ok(json!({ "status": status }))
 }
 
-async fn do_disconnect(app: &Unisono, body: Disconnect) -> ApiResult {
+async fn do_disconnect(unisono: &Unisono, body: Disconnect) -> ApiResult {
     let close = body.close()?;
-    match body.whom()? {
-        Whom::Sockets(ids) => {
-            check_count(app, ids.len())?;
-            Ok(results(app.disconnect(ids, close, body.after_ms).await))
-        }
-        Whom::Room(room) => {
-            let room = room_name(&room)?;
-            let done = app.disconnect_room(room, close, body.after_ms).await;
-            Ok(json!({ "disconnected": done.value, "nodes": nodes_value(&done.nodes) }))
-        }
-    }
+    let after_ms = body.after_ms;
+    let disconnect = Act::Disconnect { close, after_ms };
+    let whom = Whom::of(body.to, body.room, body.user)?;
+    act(unisono, whom, disconnect, "disconnected").await
 }
 
-async fn do_join(app: &Unisono, body: Membership) -> ApiResult {
-    let (ids, room) = body.parts()?;
-    check_count(app, ids.len())?;
-    Ok(results(app.join(ids, room).await))
+async fn do_join(unisono: &Unisono, body: Membership) -> ApiResult {
+    let join = Act::Join(room_name(&body.room)?);
+    act(unisono, Whom::of(body.to, None, body.user)?, join, "joined").await
 }
 
-async fn do_leave(app: &Unisono, body: Membership) -> ApiResult {
-    let (ids, room) = body.parts()?;
-    check_count(app, ids.len())?;
-    Ok(results(app.leave(ids, room).await))
+async fn do_leave(unisono: &Unisono, body: Membership) -> ApiResult {
+    let leave = Act::Leave(room_name(&body.room)?);
+    act(unisono, Whom::of(body.to, None, body.user)?, leave, "left").await
 }
 
 // === queries ===
 
-async fn socket(app: App_, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+async fn socket(unisono: Handle, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
     let id = socket_id(&path)?;
     let unavailable = |_| ApiError {
         status: StatusCode::SERVICE_UNAVAILABLE,
         code: "unavailable",
         message: "the node of the socket does not answer".to_owned(),
     };
-    match app.socket(id).await.map_err(unavailable)? {
+    match unisono.socket(id).await.map_err(unavailable)? {
         Some(socket) => Ok(answer(json!({
             "id": id.to_string(),
             "node": id.node().to_string(),
             "rooms": socket.rooms.iter().map(RoomName::as_str).collect::<Vec<_>>(),
-            "user": socket.user,
+            "user": socket.user.as_ref().map(UserName::as_str),
             "connected_at": time(socket.connected_at_ms),
             "remote_addr": socket.remote_addr,
             "queued_bytes": socket.queued_bytes,
@@ -283,13 +318,13 @@ struct RoomsParameters {
     cursor: Option<String>,
 }
 
-async fn rooms(app: App_, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+async fn rooms(unisono: Handle, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let parameters: RoomsParameters = query(&request)?;
-    let listed = app
+    let listed = unisono
         .rooms(RoomsQuery {
             prefix: parameters.prefix,
             after: after(parameters.cursor)?.unwrap_or_default(),
-            limit: limit(&app, parameters.limit)?,
+            limit: limit(&unisono, parameters.limit)?,
         })
         .await;
     let page = listed.value;
@@ -311,22 +346,21 @@ struct RoomSocketsParameters {
     cursor: Option<String>,
 }
 
-async fn room_sockets(app: App_, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+async fn room_sockets(unisono: Handle, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let parameters: RoomSocketsParameters = query(&request)?;
     let after = after(parameters.cursor)?
         .map(|id| SocketId::parse(&id))
         .transpose();
-    let listed = app
+    let listed = unisono
         .sockets(SocketsQuery {
             room: room_name(&parameters.room)?,
             after: after.map_err(|_| ApiError::bad_cursor())?,
-            limit: limit(&app, parameters.limit)?,
+            limit: limit(&unisono, parameters.limit)?,
         })
         .await;
     let page = listed.value;
     let last = page.sockets.last().map(|(id, _)| id.to_string());
-    let socket =
-        |(id, user): &(SocketId, Option<String>)| json!({"id": id.to_string(), "user": user});
+    let socket = |(id, user): &(SocketId, Option<UserName>)| json!({"id": id.to_string(), "user": user.as_ref().map(UserName::as_str)});
     Ok(answer(json!({
         "sockets": page.sockets.iter().map(socket).collect::<Vec<_>>(),
         "count": page.count,
@@ -335,8 +369,8 @@ async fn room_sockets(app: App_, request: HttpRequest) -> Result<HttpResponse, A
     })))
 }
 
-async fn nodes(app: App_) -> HttpResponse {
-    let shared = &app.shared;
+async fn nodes(unisono: Handle) -> HttpResponse {
+    let shared = &unisono.shared;
     let load = &shared.load;
     let state = |draining| if draining { "draining" } else { "up" };
     let mut nodes = vec![json!({
@@ -366,8 +400,8 @@ async fn nodes(app: App_) -> HttpResponse {
 
 // === pages and probes ===
 
-async fn chat_page(app: App_) -> Result<HttpResponse, ApiError> {
-    if !app.shared.config.rules.open() {
+async fn chat_page(unisono: Handle) -> Result<HttpResponse, ApiError> {
+    if !unisono.shared.config.rules.open() {
         return Err(ApiError::not_found("there is nothing here"));
     }
     Ok(HttpResponse::Ok()
@@ -375,19 +409,19 @@ async fn chat_page(app: App_) -> Result<HttpResponse, ApiError> {
         .body(CHAT_PAGE))
 }
 
-async fn live(app: App_) -> HttpResponse {
-    health(&app, StatusCode::OK, "ok")
+async fn live(unisono: Handle) -> HttpResponse {
+    health(&unisono, StatusCode::OK, "ok")
 }
 
-async fn ready(app: App_) -> HttpResponse {
-    match app.shared.readiness() {
-        Ok(()) => health(&app, StatusCode::OK, "ok"),
-        Err(why) => health(&app, StatusCode::SERVICE_UNAVAILABLE, why),
+async fn ready(unisono: Handle) -> HttpResponse {
+    match unisono.shared.readiness() {
+        Ok(()) => health(&unisono, StatusCode::OK, "ok"),
+        Err(why) => health(&unisono, StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
-fn health(app: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
-    let cluster = &app.shared.cluster;
+fn health(unisono: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
+    let cluster = &unisono.shared.cluster;
     let bus = match cluster.link() {
         _ if cluster.alone() => "none",
         LinkState::Connecting => "connecting",
@@ -396,13 +430,13 @@ fn health(app: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
     };
     HttpResponse::build(code)
         .insert_header((CACHE_CONTROL, "no-store"))
-        .json(json!({"status": status, "node": app.shared.node.to_string(), "bus": bus}))
+        .json(json!({"status": status, "node": unisono.shared.node.to_string(), "bus": bus}))
 }
 
-async fn metrics_text(app: App_) -> HttpResponse {
+async fn metrics_text(unisono: Handle) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4"))
-        .body(app.shared.metrics())
+        .body(unisono.shared.metrics())
 }
 
 /// A path with its route; other methods are told so.
@@ -435,8 +469,8 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let bytes = web::Bytes::from_request(request, payload);
-        let app = request.app_data::<App_>();
-        let patience = app.map(|app| app.shared.config.api.idle_timeout);
+        let unisono = request.app_data::<Handle>();
+        let patience = unisono.map(|unisono| unisono.shared.config.api.idle_timeout);
         Box::pin(async move {
             let slow = |_| ApiError {
                 status: StatusCode::REQUEST_TIMEOUT,
@@ -494,7 +528,8 @@ fn nodes_value(nodes: &Nodes) -> Value {
     json!({ "reached": nodes.reached, "missing": missing })
 }
 
-fn time(ms: u64) -> String {
+/// A time of day, as RFC 3339 writes it.
+pub fn time(ms: u64) -> String {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -515,8 +550,8 @@ fn after(cursor: Option<String>) -> Result<Option<String>, ApiError> {
         .transpose()
 }
 
-fn limit(app: &Unisono, limit: Option<usize>) -> Result<usize, ApiError> {
-    let max = app.shared.config.api.page;
+fn limit(unisono: &Unisono, limit: Option<usize>) -> Result<usize, ApiError> {
+    let max = unisono.shared.config.api.page;
     match limit {
         None => Ok(max.min(100)),
         Some(limit) if (1..=max).contains(&limit) => Ok(limit),
@@ -524,8 +559,8 @@ fn limit(app: &Unisono, limit: Option<usize>) -> Result<usize, ApiError> {
     }
 }
 
-fn check_count(app: &Unisono, count: usize) -> Result<(), ApiError> {
-    let max = app.shared.config.api.ids;
+fn check_count(unisono: &Unisono, count: usize) -> Result<(), ApiError> {
+    let max = unisono.shared.config.api.ids;
     if count > max {
         return Err(ApiError::bad(format!(
             "at most {max} ids or rooms in one request"

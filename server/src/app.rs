@@ -1,354 +1,358 @@
-//! The handle that everybody outside the actors speaks through: the HTTP API, and sessions on behalf of
-//! their clients.
+//! What an application written in Rust is made of: rooms with handlers, and HTTP routes of its own.
 
-use std::collections::HashMap;
+mod accept;
+mod handlers;
+mod message;
+mod socket;
+
 use std::sync::Arc;
 
-use actix::Addr;
-use cluster::{CallError, Gathered, Permit, Sent};
-use futures_util::future::join_all;
-use proto::envelope::{
-    Answer, Payload, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
-    Target,
-};
-use proto::{Audience, Close, NodeId, Publication, RoomName, SocketId};
-use tokio::sync::oneshot;
+use actix_web::web::ServiceConfig;
 
-use crate::ask::{Kind, Workers, group_by, with_ids};
-use crate::delivery::Delivery;
-use crate::node::{Node, Publish, Report};
-use crate::shared::Shared;
+use crate::handshake::Handshake;
+use crate::rules::{ClientEvents, Format, Join, Lifecycle, Pattern, Publish, Rule, Who};
+use crate::unisono::Unisono;
+use handlers::{HandshakeHandler, Task};
 
-/// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone.
+pub use accept::{Accept, Refuse};
+pub use handlers::{Done, Handlers, Job};
+pub use message::{Frame, HandlerError, Json, Message, Reply};
+pub(crate) use socket::Inner;
+pub use socket::{Context, Socket};
+
+/// An application: rooms and what happens in them, HTTP routes beside them.
+///
+/// ```
+/// use serde_json::json;
+/// use unisono_server::{App, Json, Message, Room, Socket};
+/// # use unisono_server::testing::TestNode;
+/// # #[actix_rt::main]
+/// # async fn main() {
+///
+/// let app = App::new().room(
+///     Room::new("/chat-rooms/{id}")
+///         .on_open(async |socket: Socket| {
+///             let text = format!("{} joined {}", socket.id(), socket.param("id").unwrap_or("?"));
+///             let _ = socket.publish("user joined", &text).await;
+///         })
+///         .on("add", async |_: Socket, message: Message| {
+///             let (a, b): (i64, i64) = message.data()?;
+///             Ok::<_, unisono_server::HandlerError>(Json(json!({ "sum": a + b })))
+///         }),
+/// );
+/// // A program ends with `unisono_server::run(app)`, which reads the command line and the configuration.
+/// # let node = TestNode::start(app).await;
+/// # let mut client = node.connect("/chat-rooms/1").await;
+/// # assert_eq!(client.ask("add", json!([1, 2])).await, json!({"sum": 3}));
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct App {
+    pub(crate) rooms: Vec<Rule>,
+    pub(crate) routes: Routes,
+    pub(crate) tasks: Vec<Task>,
+}
+
+/// Adds the application's own routes to those of the server, on each worker.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Vec<Route>);
+
+type Route = Arc<dyn Fn(&mut ServiceConfig) + Send + Sync>;
+
+/// The rooms of a pattern, and what the application does in them.
+///
+/// Rooms that an application defines come before the `[[rooms]]` of the configuration. Events that no
+/// handler is for are answered `unknown_event`; [`Room::client_events`] says otherwise.
+///
+/// ```
+/// use unisono_server::{Message, Room, Socket};
+///
+/// let room = Room::new("/chat-rooms/{id}").on("say", async |socket: Socket, message: Message| {
+///     let _ = socket.publish("said", message.json()).await;
+/// });
+/// ```
 #[derive(Clone)]
-pub struct Unisono {
-    /// What the actors share.
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) node: Addr<Node>,
-    pub(crate) workers: Workers,
+pub struct Room {
+    rule: Rule,
+    handlers: Handlers,
 }
 
-/// Which nodes took part in an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
-    /// How many did, this one included.
-    pub reached: usize,
-    /// Which did not, though they are thought to be up.
-    pub missing: Vec<NodeId>,
-}
-
-/// An answer of several nodes.
-#[derive(Clone, Debug)]
-pub struct Partial<T> {
-    /// What those said who answered.
-    pub value: T,
-    /// Who that was.
-    pub nodes: Nodes,
-}
-
-/// Why a publication was not made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// More bytes than the bus takes.
-    #[error("larger than the bus takes")]
-    TooLarge,
-    /// Too much is on its way already.
-    #[error("too many publications are on their way")]
-    Busy,
-}
-
-impl Unisono {
-    /// Sends to sockets, wherever they are. Ids that are none are told so. The message is on its way, in
-    /// the order of the calls, when this returns; the future is for the statuses.
-    ///
-    /// # Errors
-    ///
-    /// Nothing was sent when it is too large, or too much is under way.
-    pub fn emit(
-        &self,
-        to: Vec<String>,
-        payload: Payload,
-        from: Option<SocketId>,
-    ) -> Result<impl Future<Output = Vec<(String, Status)>> + use<>, PublishError> {
-        // Ids cost their bytes and two of framing.
-        if !self.shared.cluster.fits(payload.len() + to.len() * 18) {
-            return Err(PublishError::TooLarge);
-        }
-        let permit = self.shared.budget.try_acquire(payload.len());
-        let permit = permit.ok_or(PublishError::Busy)?;
-        let to_nobody = Request::Emit {
-            to: Vec::new(),
-            payload,
-            from,
-        };
-        Ok(self.each(to, &to_nobody, Some(&permit)))
+impl App {
+    /// An application without rooms: it serves as the configuration says.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Makes sockets members of a room.
-    pub fn join(
-        &self,
-        to: Vec<String>,
-        room: RoomName,
-    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
-        let to_nobody = Request::Join {
-            to: Vec::new(),
-            room,
-        };
-        self.each(to, &to_nobody, None)
-    }
-
-    /// Undoes [`Unisono::join`].
-    pub fn leave(
-        &self,
-        to: Vec<String>,
-        room: RoomName,
-    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
-        let to_nobody = Request::Leave {
-            to: Vec::new(),
-            room,
-        };
-        self.each(to, &to_nobody, None)
-    }
-
-    /// Closes sockets.
-    pub fn disconnect(
-        &self,
-        to: Vec<String>,
-        close: Close,
-        after_ms: u64,
-    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
-        let to_nobody = Request::Disconnect {
-            target: Target::Sockets(Vec::new()),
-            close,
-            after_ms,
-        };
-        self.each(to, &to_nobody, None)
-    }
-
-    /// Closes the members of a room and says how many.
-    pub async fn disconnect_room(
-        &self,
-        room: RoomName,
-        close: Close,
-        after_ms: u64,
-    ) -> Partial<u64> {
-        let request = Request::Disconnect {
-            target: Target::Room(room),
-            close,
-            after_ms,
-        };
-        self.everywhere(request, |answer| match answer {
-            Answer::Count(count) => count,
-            _ => 0,
-        })
-        .await
-    }
-
-    /// Sends to rooms, or to everybody; a socket in several of the rooms gets it once.
-    pub async fn publish(
-        &self,
-        to: Vec<Audience>,
-        payload: Payload,
-        except: Vec<SocketId>,
-    ) -> Result<Sent, PublishError> {
-        let mut replies = Vec::new();
-        for (publication, permit) in self.publications(to, &payload, &except)? {
-            let delivery = Delivery::new(publication, self.shared.node, permit);
-            let (reply, sent) = oneshot::channel();
-            let publish = Publish::reported(delivery, Report::Sent(reply));
-            self.node.do_send(publish);
-            replies.push(sent);
-        }
-        let mut sent = Sent::ToAll;
-        for reply in replies {
-            if reply.await != Ok(Sent::ToAll) {
-                sent = Sent::LocalOnly;
-            }
-        }
-        Ok(sent)
-    }
-
-    /// As [`Unisono::publish`], and waits to learn how many sockets got it.
-    pub async fn publish_confirmed(
-        &self,
-        to: Vec<Audience>,
-        payload: Payload,
-        except: Vec<SocketId>,
-    ) -> Result<Partial<u64>, PublishError> {
-        let mut replies = Vec::new();
-        for (publication, permit) in self.publications(to, &payload, &except)? {
-            let publication = Publication {
-                confirm: true,
-                ..publication
-            };
-            let (done, here) = oneshot::channel();
-            let (reply, elsewhere) = oneshot::channel();
-            let delivery = Delivery::counted(publication, self.shared.node, permit, done);
-            let publish = Publish::reported(delivery, Report::Confirmed(reply));
-            self.node.do_send(publish);
-            replies.push((here, elsewhere));
-        }
-        let mut total = 0;
-        let mut nodes = Nodes::default();
-        for (here, elsewhere) in replies {
-            total += here.await.unwrap_or(0);
-            let gathered = elsewhere.await.unwrap_or_default();
-            let those = Nodes::of(&gathered);
-            total += match Kind::Count.merge(gathered.answers.into_iter().map(|(_, a)| a)) {
-                Answer::Count(count) => count,
-                _ => 0,
-            };
-            nodes = nodes.worse(those);
-        }
-        Ok(Partial {
-            value: total,
-            nodes,
-        })
-    }
-
-    /// Describes a socket.
-    pub async fn socket(&self, id: SocketId) -> Result<Option<SocketInfo>, CallError> {
-        let request = Request::Socket(id);
-        let answer = if id.node() == self.shared.node {
-            Ok(self.workers.ask(request, None).await)
-        } else {
-            self.shared.cluster.call(id.node(), request, None).await
-        };
-        match answer {
-            Ok(Answer::Socket(socket)) => Ok(socket),
-            Ok(_) | Err(CallError::NodeGone) => Ok(None),
-            Err(CallError::Timeout) => Err(CallError::Timeout),
-        }
-    }
-
-    /// Lists rooms, by name.
-    pub async fn rooms(&self, query: RoomsQuery) -> Partial<RoomsPage> {
-        self.everywhere(Request::Rooms(query), |answer| match answer {
-            Answer::Rooms(page) => page,
-            _ => RoomsPage::default(),
-        })
-        .await
-    }
-
-    /// Lists the sockets of a room, by id.
-    pub async fn sockets(&self, query: SocketsQuery) -> Partial<SocketsPage> {
-        self.everywhere(Request::Sockets(query), |answer| match answer {
-            Answer::Sockets(page) => page,
-            _ => SocketsPage::default(),
-        })
-        .await
-    }
-
-    /// Asks each node about its own sockets, all at once, and puts the statuses in the order of `to`.
-    fn each(
-        &self,
-        to: Vec<String>,
-        request: &Request,
-        permit: Option<&Permit>,
-    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
-        let parsed: Vec<_> = to.iter().map(|text| SocketId::parse(text).ok()).collect();
-        let mut distinct: Vec<_> = parsed.iter().flatten().copied().collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let mut here = None;
-        let mut elsewhere = Vec::new();
-        for (node, ids) in group_by(&distinct, SocketId::node) {
-            let part = with_ids(request, ids.clone());
-            if node == self.shared.node {
-                here = Some(self.workers.ask(part, permit));
-            } else {
-                let answer = self.shared.cluster.call(node, part, permit.cloned());
-                elsewhere.push(async move { (ids, answer.await) });
-            }
-        }
-        async move {
-            let mut statuses = HashMap::new();
-            if let Some(here) = here
-                && let Answer::Statuses(found) = here.await
-            {
-                statuses.extend(found);
-            }
-            for (ids, answer) in join_all(elsewhere).await {
-                match answer {
-                    Ok(Answer::Statuses(found)) => statuses.extend(found),
-                    Ok(_) => {}
-                    Err(CallError::NodeGone) => {
-                        statuses.extend(ids.into_iter().map(|id| (id, Status::NodeGone)));
-                    }
-                    Err(CallError::Timeout) => {}
-                }
-            }
-            let status = |id: Option<SocketId>| match id {
-                None => Status::Invalid,
-                Some(id) => statuses.get(&id).copied().unwrap_or(Status::Timeout),
-            };
-            to.into_iter()
-                .zip(parsed)
-                .map(|(text, id)| (text, status(id)))
-                .collect()
-        }
-    }
-
-    async fn everywhere<T>(&self, request: Request, read: fn(Answer) -> T) -> Partial<T> {
-        let kind = Kind::of(&request);
-        let elsewhere = self.shared.cluster.call_all(request.clone());
-        let here = self.workers.ask(request, None).await;
-        let gathered = elsewhere.await;
-        let nodes = Nodes::of(&gathered);
-        let others = gathered.answers.into_iter().map(|(_, answer)| answer);
-        Partial {
-            value: read(kind.merge(std::iter::once(here).chain(others))),
-            nodes,
-        }
-    }
-
-    /// One publication for each audience, with their permit.
-    fn publications(
-        &self,
-        to: Vec<Audience>,
-        payload: &Payload,
-        except: &[SocketId],
-    ) -> Result<Vec<(Publication, Permit)>, PublishError> {
-        // Ids cost their bytes and two of framing.
-        if !self.shared.cluster.fits(payload.len() + except.len() * 18) {
-            return Err(PublishError::TooLarge);
-        }
-        // The payload is one, however many rooms it goes to.
-        let permit = self.shared.budget.try_acquire(payload.len());
-        let permit = permit.ok_or(PublishError::Busy)?;
-        let once = (to.len() > 1).then(|| self.shared.next_once());
-        let publication = |to| Publication {
-            except: except.to_vec(),
-            once,
-            ..Publication::new(to, payload.clone())
-        };
-        let publications = to.into_iter().map(publication);
-        Ok(publications
-            .map(|publication| (publication, permit.clone()))
-            .collect())
-    }
-}
-
-impl Nodes {
-    fn of(gathered: &Gathered) -> Self {
-        // Gone or silent: a node that is cut off from the bus is "gone" too, with all its sockets alive.
-        let mut missing: Vec<_> = gathered.missing.iter().map(|(node, _)| *node).collect();
-        missing.sort_unstable();
-        Self {
-            reached: 1 + gathered.answers.len(),
-            missing,
-        }
-    }
-
-    /// Of two accounts of one send, who took part in both.
-    fn worse(mut self, other: Self) -> Self {
-        if self.reached == 0 {
-            return other;
-        }
-        self.missing.extend(other.missing);
-        self.missing.sort_unstable();
-        self.missing.dedup();
-        self.reached = self.reached.min(other.reached);
+    /// Adds rooms. The first whose pattern matches rules.
+    #[must_use]
+    pub fn room(mut self, room: Room) -> Self {
+        self.rooms.push(room.into());
         self
+    }
+
+    /// Adds HTTP routes, on the port of the sockets. They come before the server's own pages, and after
+    /// `/api/v1`; handlers take the cluster as `web::Data<Unisono>`.
+    ///
+    /// ```
+    /// use actix_web::{HttpResponse, web};
+    /// use unisono_server::{App, Unisono};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// async fn hello(unisono: web::Data<Unisono>) -> HttpResponse {
+    ///     let _ = unisono.broadcast_text("Hello World.").await;
+    ///     HttpResponse::Ok().finish()
+    /// }
+    /// let app = App::new().routes(|config| {
+    ///     config.route("/hello", web::get().to(hello));
+    /// });
+    /// # let node = TestNode::start(app).await;
+    /// # let mut client = node.connect("/any").await;
+    /// # assert_eq!(node.get("/hello").await, 200);
+    /// # assert_eq!(client.text().await, "Hello World.");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn routes(
+        mut self,
+        configure: impl Fn(&mut ServiceConfig) + Send + Sync + 'static,
+    ) -> Self {
+        self.routes.0.push(Arc::new(configure));
+        self
+    }
+
+    /// Starts a task once the node serves. It runs on the main thread, beside others, until it ends.
+    ///
+    /// ```
+    /// use unisono_server::{App, Unisono};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let app = App::new().on_start(async |unisono: Unisono| {
+    ///     println!("node {} serves", unisono.node());
+    /// });
+    /// # TestNode::start(app).await;
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_start(mut self, task: impl AsyncFn(Unisono) + Send + Sync + 'static) -> Self {
+        self.tasks.push(handlers::task(task));
+        self
+    }
+}
+
+impl Room {
+    /// Rooms whose names match: segments between slashes, `{name}` for any one, `{name...}` for the rest.
+    ///
+    /// # Panics
+    ///
+    /// When the pattern is none.
+    pub fn new(pattern: &str) -> Self {
+        let parsed = Pattern::parse(pattern);
+        let pattern = parsed.unwrap_or_else(|error| panic!("pattern `{pattern}`: {error}"));
+        let mut rule = Rule::new(pattern);
+        rule.client_events = ClientEvents::Forward;
+        Self {
+            rule,
+            handlers: Handlers::default(),
+        }
+    }
+
+    /// Handles an event of clients. What it returns answers the client: see [`Reply`]. The messages of one
+    /// socket are handled one after the other.
+    #[must_use]
+    pub fn on<R: Reply>(
+        mut self,
+        event: &str,
+        handler: impl AsyncFn(Socket, Message) -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.on(event, handler);
+        self
+    }
+
+    /// Handles the events that no other handler is for.
+    ///
+    /// ```
+    /// use unisono_server::{App, Message, Room, Socket};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let parrot = Room::new("/").on_any(async |socket: Socket, message: Message| {
+    ///     let _ = socket.emit(message.name(), message.json());
+    /// });
+    /// # let node = TestNode::start(App::new().room(parrot)).await;
+    /// # let mut client = node.connect("/").await;
+    /// # client.send("hello", serde_json::json!("you")).await;
+    /// # assert_eq!(client.event("hello").await, serde_json::json!("you"));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_any<R: Reply>(
+        mut self,
+        handler: impl AsyncFn(Socket, Message) -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.on_any(handler);
+        self
+    }
+
+    /// Handles frames as they are: the rooms speak no JSON, and the server sends nothing of its own.
+    ///
+    /// ```
+    /// use unisono_server::{App, Frame, Room, Socket};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let echo = Room::new("/echo").on_frame(async |socket: Socket, frame: Frame| {
+    ///     let _ = match frame {
+    ///         Frame::Text(text) => socket.send_text(text),
+    ///         Frame::Binary(bytes) => socket.send_binary(bytes),
+    ///     };
+    /// });
+    /// # let node = TestNode::start(App::new().room(echo)).await;
+    /// # let mut client = node.connect("/echo").await;
+    /// # client.send_text("hi").await;
+    /// # assert_eq!(client.text().await, "hi");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_frame<R: Reply>(
+        mut self,
+        handler: impl AsyncFn(Socket, Frame) -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.rule.format = Format::Raw;
+        self.handlers.on_frame(handler);
+        self
+    }
+
+    /// Decides about a client before it is let in, and says who it is. It is asked after `[auth]`.
+    ///
+    /// ```
+    /// use unisono_server::{Accept, App, Handshake, Refuse, Room};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// struct Visits(u32);
+    ///
+    /// let room = Room::new("/").on_handshake(async |handshake: Handshake| {
+    ///     match handshake.cookie("username") {
+    ///         Some(name) => Ok(Accept::new().user(name).context(Visits(1))),
+    ///         None => Err(Refuse::unauthorized("log in first")),
+    ///     }
+    /// });
+    /// # let node = TestNode::start(App::new().room(room)).await;
+    /// # assert_eq!(node.refused("/").await, 401);
+    /// # node.connect_as("/", "cookie", "username=me").await;
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_handshake(
+        mut self,
+        handler: impl AsyncFn(Handshake) -> Result<Accept, Refuse> + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.on_handshake(handler);
+        self
+    }
+
+    /// Handles a new socket, before the first of its messages.
+    #[must_use]
+    pub fn on_open<R: Reply>(
+        mut self,
+        handler: impl AsyncFn(Socket) -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.on_open(handler);
+        self
+    }
+
+    /// Handles the end of a socket, once for each that was open, after the last of its messages: with the
+    /// code and the reason that either side gave, or 1006 where the connection was just gone.
+    ///
+    /// ```
+    /// use unisono_server::{App, Close, Room, Socket};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let room = Room::new("/").on_close(async |socket: Socket, close: Close| {
+    ///     let _ = socket.publish("user left", &close.code).await;
+    /// });
+    /// # let node = TestNode::start(App::new().room(room)).await;
+    /// # let mut stays = node.connect("/").await;
+    /// # node.connect("/").await.close().await;
+    /// # assert_eq!(stays.event("user left").await, serde_json::json!(1000));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_close<R: Reply>(
+        mut self,
+        handler: impl AsyncFn(Socket, proto::Close) -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.on_close(handler);
+        self
+    }
+
+    /// What becomes of the events that no handler is for.
+    #[must_use]
+    pub fn client_events(mut self, client_events: ClientEvents) -> Self {
+        self.rule.client_events = client_events;
+        self
+    }
+
+    /// How clients become members.
+    #[must_use]
+    pub fn join(mut self, join: Join) -> Self {
+        self.rule.join = join;
+        self
+    }
+
+    /// Who may publish with `unisono:publish`.
+    #[must_use]
+    pub fn publish(mut self, publish: Publish) -> Self {
+        self.rule.publish = publish;
+        self
+    }
+
+    /// Whether clients may `unisono:emit`.
+    #[must_use]
+    pub fn emit(mut self, emit: bool) -> Self {
+        self.rule.emit = emit;
+        self
+    }
+
+    /// Which clients may be in the rooms.
+    #[must_use]
+    pub fn who(mut self, who: Who) -> Self {
+        self.rule.who = who;
+        self
+    }
+
+    /// What is told to applications outside, as `[[rooms]] events` does.
+    #[must_use]
+    pub fn events(mut self, events: impl IntoIterator<Item = Lifecycle>) -> Self {
+        self.rule.events = events.into_iter().collect();
+        self
+    }
+}
+
+impl From<Room> for Rule {
+    fn from(Room { mut rule, handlers }: Room) -> Self {
+        rule.handlers = Some(Arc::new(handlers));
+        rule
+    }
+}
+
+impl Routes {
+    pub(crate) fn configure(&self, config: &mut ServiceConfig) {
+        self.0.iter().for_each(|route| route(config));
+    }
+}
+
+impl Handlers {
+    pub(crate) fn handshake(&self) -> Option<&HandshakeHandler> {
+        self.handshake.as_ref()
     }
 }

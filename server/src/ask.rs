@@ -81,34 +81,17 @@ impl Workers {
 }
 
 /// The sockets that a request names.
-pub fn ids(request: &Request) -> Option<&[SocketId]> {
+fn ids(request: &Request) -> Option<&[SocketId]> {
     match request {
-        Request::Emit { to, .. } | Request::Join { to, .. } | Request::Leave { to, .. } => Some(to),
-        Request::Disconnect {
-            target: Target::Sockets(ids),
-            ..
-        } => Some(ids),
+        Request::Act(Target::Sockets(ids), _) => Some(ids),
         _ => None,
     }
 }
 
 /// The same request for other sockets.
-pub fn with_ids(request: &Request, ids: Vec<SocketId>) -> Request {
+fn with_ids(request: &Request, ids: Vec<SocketId>) -> Request {
     match request.clone() {
-        Request::Emit { payload, from, .. } => Request::Emit {
-            to: ids,
-            payload,
-            from,
-        },
-        Request::Join { room, .. } => Request::Join { to: ids, room },
-        Request::Leave { room, .. } => Request::Leave { to: ids, room },
-        Request::Disconnect {
-            close, after_ms, ..
-        } => Request::Disconnect {
-            target: Target::Sockets(ids),
-            close,
-            after_ms,
-        },
+        Request::Act(_, act) => Request::Act(Target::Sockets(ids), act),
         other => other,
     }
 }
@@ -146,11 +129,8 @@ impl Kind {
     /// The kind of answer that a request has.
     pub fn of(request: &Request) -> Self {
         match request {
-            Request::Emit { .. } | Request::Join { .. } | Request::Leave { .. } => Self::Statuses,
-            Request::Disconnect { target, .. } => match target {
-                Target::Sockets(_) => Self::Statuses,
-                Target::Room(_) => Self::Count,
-            },
+            Request::Act(Target::Sockets(_), _) => Self::Statuses,
+            Request::Act(Target::Room(_) | Target::User(_), _) => Self::Count,
             Request::Socket(_) => Self::Socket,
             Request::Rooms(query) => Self::Rooms(query.limit),
             Request::Sockets(query) => Self::Sockets(query.limit),

@@ -270,6 +270,8 @@ pub struct Sources {
     pub environment: Vec<(String, String)>,
     /// Flags, as `section.key` and text.
     pub flags: Vec<(String, String)>,
+    /// Only what is said here: no file in the working directory is looked for.
+    pub no_file: bool,
 }
 
 /// All that is wrong with a configuration.
@@ -309,6 +311,15 @@ impl Sources {
             file,
             environment: std::env::vars_os().filter_map(text).filter(ours).collect(),
             flags,
+            no_file: false,
+        }
+    }
+
+    /// No sources at all: the defaults.
+    pub fn without_file() -> Self {
+        Self {
+            no_file: true,
+            ..Self::default()
         }
     }
 
@@ -317,7 +328,7 @@ impl Sources {
         let mut merge = Merge::new();
         let file = match &self.file {
             Some(file) => Some(file.clone()),
-            None => Some(PathBuf::from(FILE_DEFAULT)).filter(|file| file.exists()),
+            None => Some(PathBuf::from(FILE_DEFAULT)).filter(|file| !self.no_file && file.exists()),
         };
         if let Some(file) = &file {
             merge.add_file(file);
@@ -987,6 +998,7 @@ mod tests {
                 ("UNISONO__LISTEN", "2.2.2.2:2"),
             ]),
             flags: pairs(&[("listen", "3.3.3.3:3")]),
+            ..Sources::default()
         };
         let loaded = sources.load().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(loaded.config.listen.to_string(), "3.3.3.3:3");
@@ -1010,7 +1022,7 @@ mod tests {
         let sources = Sources {
             file: Some(path),
             environment: pairs(&[("UNISONO__SOCKET__MAX", "1"), ("UNISONO__WORKERS", "many")]),
-            flags: Vec::new(),
+            ..Sources::default()
         };
         let message = match sources.load() {
             Err(error) => error.to_string(),
@@ -1037,7 +1049,7 @@ mod tests {
         let sources = Sources {
             file: Some(path),
             environment: pairs(&[("UNISONO__API__KEYS", "['another-secret-key")]),
-            flags: Vec::new(),
+            ..Sources::default()
         };
         let Err(error) = sources.load() else {
             panic!("refused");

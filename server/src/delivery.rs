@@ -12,12 +12,21 @@ use tokio::sync::oneshot;
 use crate::websocket::Opcode;
 use crate::websocket::frame::encode;
 
-/// A publication that the workers of a node share, with its frame, which is made once. When the last
+/// How bytes travel to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// As frames of a WebSocket.
+    WebSocket,
+    /// As server-sent events.
+    EventStream,
+}
+
+/// A publication that the workers of a node share, with its frames, each made once. When the last
 /// worker has let go of it, its share of the budget is free, and whoever counts learns the sum.
 pub struct Delivery {
     publication: Publication,
     origin: NodeId,
-    frame: OnceLock<Bytes>,
+    frames: [OnceLock<Bytes>; Wire::COUNT],
     tally: Option<Tally>,
     permit: Permit,
 }
@@ -59,7 +68,7 @@ impl Delivery {
         Arc::new(Self {
             publication,
             origin,
-            frame: OnceLock::new(),
+            frames: Default::default(),
             tally,
             permit,
         })
@@ -90,14 +99,15 @@ impl Delivery {
         self.publication.once.is_some() || self.tally.is_some()
     }
 
-    /// The frame, made at the first call.
-    pub fn frame(&self) -> &Bytes {
+    /// The frame, made at the first call for that wire.
+    pub fn frame(&self, wire: Wire) -> &Bytes {
         let room = match &self.publication.to {
             Audience::Room(room) => Some(room),
             Audience::Everyone => None,
         };
-        self.frame
-            .get_or_init(|| payload_frame(&self.publication.payload, room, self.publication.from))
+        let publication = &self.publication;
+        self.frames[wire as usize]
+            .get_or_init(|| payload_frame(wire, &publication.payload, room, publication.from))
     }
 
     /// Sockets were reached.
@@ -119,13 +129,82 @@ impl Drop for Tally {
 
 /// The frame that a socket is sent. Sockets of every format are sent the same: an event as a JSON object,
 /// because its sender gave it a name that must not get lost, and a bare payload as it is.
-pub fn payload_frame(payload: &Payload, room: Option<&RoomName>, from: Option<SocketId>) -> Bytes {
+pub fn payload_frame(
+    wire: Wire,
+    payload: &Payload,
+    room: Option<&RoomName>,
+    from: Option<SocketId>,
+) -> Bytes {
     match payload {
-        Payload::Event { name, data } => {
-            let text = event_text(name, data.as_deref(), room, from);
-            encode(Opcode::Text, &text)
+        Payload::Event { name, data } => wire.text(&event_text(name, data.as_deref(), room, from)),
+        Payload::Text(text) => wire.text(text.as_bytes()),
+        Payload::Binary(bytes) => wire.binary(bytes),
+    }
+}
+
+impl Wire {
+    const COUNT: usize = 2;
+
+    /// A text for a client.
+    pub fn text(self, text: &[u8]) -> Bytes {
+        match self {
+            Self::WebSocket => encode(Opcode::Text, text),
+            Self::EventStream => sse::data(text),
         }
-        Payload::Text(text) => encode(Opcode::Text, text.as_bytes()),
-        Payload::Binary(bytes) => encode(Opcode::Binary, bytes),
+    }
+
+    /// Bytes for a client. A stream of events is text: there they are base64, in an event named `binary`.
+    pub fn binary(self, bytes: &[u8]) -> Bytes {
+        match self {
+            Self::WebSocket => encode(Opcode::Binary, bytes),
+            Self::EventStream => sse::binary(bytes),
+        }
+    }
+}
+
+/// The format of an event stream (HTML Living Standard §9.2.6).
+pub mod sse {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use bytes::Bytes;
+
+    /// A line that says nothing.
+    pub const COMMENT: &[u8] = b":\n\n";
+
+    /// An event with that text. Its lines may end in any way: they come out with LF between them.
+    pub fn data(text: &[u8]) -> Bytes {
+        let mut event = Vec::with_capacity(text.len() + 16);
+        let mut lines = text.split(|byte| *byte == b'\n').peekable();
+        while let Some(line) = lines.next() {
+            let line = match lines.peek() {
+                Some(_) => line.strip_suffix(b"\r").unwrap_or(line),
+                None => line,
+            };
+            for part in line.split(|byte| *byte == b'\r') {
+                event.extend_from_slice(b"data: ");
+                event.extend_from_slice(part);
+                event.push(b'\n');
+            }
+        }
+        event.push(b'\n');
+        event.into()
+    }
+
+    pub(super) fn binary(bytes: &[u8]) -> Bytes {
+        format!("event: binary\ndata: {}\n\n", BASE64_STANDARD.encode(bytes)).into()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn lines_stay_lines() {
+            assert_eq!(data(b"one"), "data: one\n\n");
+            assert_eq!(data(b""), "data: \n\n");
+            let expected = "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n";
+            assert_eq!(data(b"a\nb\r\nc\rd\n"), expected);
+            assert_eq!(binary(b"hi"), "event: binary\ndata: aGk=\n\n");
+        }
     }
 }

@@ -1,15 +1,15 @@
 //! What happens to a connection first: its request head is read, within bounds, and shows whether it is to
 //! become a session or is plain HTTP.
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_http::{HttpMessage, HttpService, Protocol, Request, h1};
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_service, map_config};
 use actix_web::App;
@@ -23,10 +23,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
-use proto::RoomName;
-
+use crate::admission::admit;
 use crate::api;
-use crate::rules::Rule;
+use crate::handshake::Handshake;
 use crate::session::{Arrival, Session};
 use crate::shared::Slot;
 use crate::websocket::handshake::{self, Refusal, Upgrade, Wanted};
@@ -53,13 +52,26 @@ pub struct Replay {
     admin: bool,
     /// Ends a connection to the HTTP server whose client does not take its answers.
     idle: Option<Idle>,
-    slot: Slot,
+    place: Rc<Place>,
 }
 
 /// Runs while a client takes nothing of what is written to it.
 struct Idle {
-    timeout: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// The place of a connection on the node. An event stream, which is a socket, gives it back.
+pub struct Place {
+    slot: RefCell<Option<Slot>>,
+    write_timeout: Cell<Duration>,
+}
+
+impl Place {
+    /// The connection is a socket from now on, and counts as one.
+    pub fn become_socket(&self, write_timeout: Duration) {
+        self.slot.take();
+        self.write_timeout.set(write_timeout);
+    }
 }
 
 /// Most header lines in a request.
@@ -75,8 +87,12 @@ impl Door {
     pub async fn new(worker: Rc<Worker>, returning: mpsc::UnboundedSender<Returning>) -> Self {
         let with_admin = worker.shared.config.admin.listen.is_some();
         Self {
-            public: http(api::app(worker.app.clone(), !with_admin), returning.clone()).await,
-            admin: http(api::app(worker.app.clone(), true), returning).await,
+            public: http(
+                api::app(Rc::clone(&worker), true, !with_admin),
+                returning.clone(),
+            )
+            .await,
+            admin: http(api::app(Rc::clone(&worker), false, true), returning).await,
             worker,
         }
     }
@@ -90,7 +106,10 @@ impl Door {
             peer,
             admin,
             idle: None,
-            slot,
+            place: Rc::new(Place {
+                slot: RefCell::new(Some(slot)),
+                write_timeout: Cell::new(self.worker.shared.config.api.idle_timeout),
+            }),
         };
         self.enter(connection).await;
     }
@@ -116,16 +135,13 @@ impl Door {
             }
         };
         let head = connection.read.split_to(head_len);
-        match Self::decide(&head) {
+        let curious = self.worker.shared.curious;
+        match Self::decide(&head, curious) {
             Ok(Decision::Http(head)) => {
                 let mut read = BytesMut::from(&head[..]);
                 read.extend_from_slice(&connection.read);
                 connection.read = read;
-                let timeout = self.worker.shared.config.api.idle_timeout;
-                connection.idle = Some(Idle {
-                    timeout,
-                    sleep: None,
-                });
+                connection.idle = Some(Idle { sleep: None });
                 let http = if connection.admin {
                     &self.admin
                 } else {
@@ -133,32 +149,38 @@ impl Door {
                 };
                 http(connection, peer).await;
             }
-            Ok(Decision::Socket(_)) if connection.admin => {
+            Ok(Decision::Socket(..)) if connection.admin => {
                 let refusal =
                     Refusal::of("404 Not Found", "not_found", "no sockets are served here");
                 connection.refuse(&refusal).await;
             }
-            Ok(Decision::Socket(upgrade)) => match self.admit(&upgrade.room) {
-                Ok((rule, slot)) => {
-                    let arrival = Arrival {
-                        response: upgrade.response(),
-                        rest: connection.read.to_vec(),
-                        stream: connection.stream,
-                        peer,
-                        room: upgrade.room,
-                        rule,
-                        slot,
-                    };
-                    Session::start_on(Rc::clone(&self.worker), arrival);
+            Ok(Decision::Socket(upgrade, headers)) => {
+                let handshake = Handshake {
+                    room: upgrade.room.clone(),
+                    query: upgrade.query.clone(),
+                    headers,
+                    peer,
+                    user: None,
+                };
+                match Box::pin(admit(&self.worker.shared, handshake)).await {
+                    Ok(admitted) => {
+                        let arrival = Arrival {
+                            response: upgrade.response(),
+                            rest: connection.read.to_vec(),
+                            stream: connection.stream,
+                            admitted,
+                        };
+                        Session::start_on(Rc::clone(&self.worker), arrival);
+                    }
+                    Err(refusal) => connection.refuse(&refusal).await,
                 }
-                Err(refusal) => connection.refuse(&refusal).await,
-            },
+            }
             Err(refusal) => connection.refuse(&refusal).await,
         }
     }
 
     /// Apart from [`Door::enter`], so that the table of headers is not part of every waiting connection.
-    fn decide(head: &[u8]) -> Result<Decision, Refusal> {
+    fn decide(head: &[u8], curious: bool) -> Result<Decision, Refusal> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
         let bad = |why: &str| Refusal::of("400 Bad Request", "bad_request", why);
@@ -173,35 +195,15 @@ impl Door {
         }
         Ok(match handshake::read(&request)? {
             Wanted::Http => Decision::Http(handshake::without_upgrade(&request)),
-            Wanted::Socket(upgrade) => Decision::Socket(upgrade),
+            Wanted::Socket(upgrade) => {
+                let headers = if curious {
+                    headers_of(&request)
+                } else {
+                    HeaderMap::new()
+                };
+                Decision::Socket(upgrade, headers)
+            }
         })
-    }
-
-    /// Whether there is a room, and room, for the client.
-    fn admit(&self, room: &RoomName) -> Result<(Arc<Rule>, Slot), Refusal> {
-        let shared = &self.worker.shared;
-        let Some(rule) = shared.config.rules.find(room).cloned() else {
-            return Err(Refusal::of(
-                "404 Not Found",
-                "no_such_room",
-                "there is no such room",
-            ));
-        };
-        if !rule.join.by_url() {
-            let message = "clients may not come to this room by its URL";
-            return Err(Refusal::of("403 Forbidden", "forbidden", message));
-        }
-        if shared.load.draining.load(Ordering::Relaxed) {
-            return Err(Refusal::unavailable(
-                "draining",
-                "the node is about to stop",
-            ));
-        }
-        let slot = shared.load.socket(shared.config.sockets.max);
-        match slot {
-            Some(slot) => Ok((rule, slot)),
-            None => Err(Refusal::unavailable("full", "the node is full")),
-        }
     }
 }
 
@@ -230,6 +232,9 @@ where
     let factory = HttpService::build()
         // Between 1 and 999 ms actix-http forgets connections for ever; with 0 it closes at once.
         .client_disconnect_timeout(Duration::ZERO)
+        .on_connect_ext(|connection: &Replay, data| {
+            data.insert(Rc::clone(&connection.place));
+        })
         .finish(map_config(app.into_factory(), |()| AppConfig::default()))
         .upgrade(Some(upgrade));
     let service = factory.new_service(()).await;
@@ -252,7 +257,8 @@ type Framed = actix_codec::Framed<Replay, h1::Codec>;
 /// What a request head asks for.
 enum Decision {
     Http(Vec<u8>),
-    Socket(Upgrade),
+    /// With the headers, where anybody wants to see them.
+    Socket(Upgrade, HeaderMap),
 }
 
 enum HeadError {
@@ -299,7 +305,7 @@ impl Replay {
             idle.sleep = None;
             return polled;
         }
-        let timeout = idle.timeout;
+        let timeout = self.place.write_timeout.get();
         let sleep = idle.sleep.get_or_insert_with(|| Box::pin(sleep(timeout)));
         match sleep.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -318,7 +324,7 @@ impl Replay {
             io::Result::Ok(())
         };
         let _ = timeout(LINGER, linger).await;
-        drop(self.slot);
+        drop(self.place);
     }
 }
 
@@ -326,6 +332,17 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes
         .windows(wanted.len())
         .position(|window| window == wanted)
+}
+
+/// The headers of a request. Those that cannot be are left out.
+fn headers_of(request: &httparse::Request<'_, '_>) -> HeaderMap {
+    let headers = request.headers.iter().filter_map(|header| {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(header.value).ok()?))
+    });
+    let mut map = HeaderMap::new();
+    headers.for_each(|(name, value)| map.append(name, value));
+    map
 }
 
 /// The text of a request head that actix-http has taken apart.

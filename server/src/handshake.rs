@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use actix_http::header::HeaderMap;
-use proto::RoomName;
+use proto::{RoomName, UserName};
 
 /// A client's first request, WebSocket or event stream.
 #[derive(Clone, Debug)]
@@ -13,6 +13,7 @@ pub struct Handshake {
     pub(crate) query: String,
     pub(crate) headers: HeaderMap,
     pub(crate) peer: SocketAddr,
+    pub(crate) user: Option<UserName>,
 }
 
 impl Handshake {
@@ -52,6 +53,11 @@ impl Handshake {
             .filter_map(|pair| pair.split_once('='))
             .find(|(found, _)| found.trim() == name)
             .map(|(_, value)| value.trim().trim_matches('"'))
+    }
+
+    /// Who the client is, where `[auth]` says so.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_ref().map(UserName::as_str)
     }
 
     /// Where the client is: its own address, or what a proxy in `auth.trusted_proxies` says of it. The port

@@ -3,17 +3,24 @@
 //! A connection comes through the `door`, becomes a `session`, which is a member of `room`s and known to
 //! the `registry` of its worker thread. Publications pass through the one `node` actor. Everything else
 //! speaks to the node through the handle [`Unisono`].
+//!
+//! An application written in Rust is an [`App`]: see there.
 
 pub mod config;
 pub mod rules;
 
+mod app;
+
+mod cli;
 mod server;
 
 mod worker;
 
-pub mod auth;
+mod admission;
+mod auth;
 mod door;
-pub mod handshake;
+mod handshake;
+mod rate;
 mod websocket;
 
 mod session;
@@ -25,13 +32,28 @@ mod node;
 
 mod ask;
 mod delivery;
+mod events;
+mod hooks;
 mod outside;
 mod shared;
 mod vital;
 
 mod api;
-mod app;
+mod unisono;
 
-pub use app::{Nodes, Partial, PublishError, Unisono};
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use app::{
+    Accept, App, Context, Frame, HandlerError, Json, Message, Refuse, Reply, Room, Socket,
+};
+pub use cli::run;
+pub use cluster::Sent;
 pub use config::{Config, Sources};
+pub use handshake::Handshake;
+pub use proto::envelope::{RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status};
+pub use proto::{Close, NodeId, RoomName, SocketId, UserName};
 pub use server::Server;
+pub use unisono::{
+    Confirmed, Disconnect, Nodes, Outgoing, Partial, PublishError, SendError, Unisono,
+};

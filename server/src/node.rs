@@ -14,11 +14,11 @@ use proto::{Audience, RoomName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api;
-use crate::app::Unisono;
 use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::registry::{Deliver, Drain, Gap, Ready};
 use crate::shared::Shared;
+use crate::unisono::Unisono;
 use crate::vital::Vital;
 
 /// Send to the sockets of this node and of the others.

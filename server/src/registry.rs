@@ -1,7 +1,7 @@
 //! The actor that knows the sockets and rooms of one worker. What comes for any of them passes here, in
 //! order; it wakes sessions at the times that they asked for.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,24 +12,25 @@ use std::time::Duration;
 
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use bytes::Bytes;
 use cluster::Permit;
 use proto::client::gap_text;
 use proto::envelope::{
-    Answer, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, Status, Target,
+    Act, Answer, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, Status, Target,
 };
-use proto::{Audience, Close, RoomName, SocketId};
+use proto::{Audience, Close, RoomName, SocketId, UserName};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
 use crate::delivery::{Delivery, payload_frame};
+use crate::events::{Event, Kind};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
+use crate::rules::Rule;
 use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, Wake};
 use crate::shared::{Shared, now_ms};
 use crate::vital::Vital;
-use crate::websocket::Opcode;
-use crate::websocket::frame::encode;
 
 /// A session is there; it joins its first room, and is open once it has.
 #[derive(Message)]
@@ -39,14 +40,16 @@ pub struct Open {
     pub session: SessionRef,
     /// Its first room.
     pub room: RoomName,
+    /// The rule of that room.
+    pub rule: Arc<Rule>,
     /// Where it comes from.
     pub peer: SocketAddr,
 }
 
-/// A session is closing or gone.
+/// A session is closing or gone, in that way; the first word counts.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Closed(pub SocketId);
+pub struct Closed(pub SocketId, pub Close);
 
 /// A session wants to join; it is told `Joined` in time.
 #[derive(Message)]
@@ -106,6 +109,7 @@ pub struct Registry {
     shared: Arc<Shared>,
     node: Addr<Node>,
     sockets: HashMap<SocketId, Socket>,
+    users: HashMap<UserName, Vec<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
     wakes: DelayQueue<SocketId>,
     started: Instant,
@@ -115,6 +119,8 @@ pub struct Registry {
 
 struct Socket {
     session: SessionRef,
+    home: RoomName,
+    rule: Arc<Rule>,
     peer: SocketAddr,
     connected_at_ms: u64,
     /// Not before the first room is joined do others see the socket.
@@ -125,6 +131,7 @@ struct Socket {
 
 struct RoomEntry {
     addr: Addr<Room>,
+    rule: Option<Arc<Rule>>,
     members: usize,
     ready: bool,
     waiting: Vec<Waiting>,
@@ -142,6 +149,8 @@ struct Vote(Rc<RefCell<Votes>>);
 
 struct Votes {
     statuses: Vec<(SocketId, Status)>,
+    /// Only the number of those who were reached is wanted.
+    count: bool,
     reply: Option<oneshot::Sender<Answer>>,
 }
 
@@ -171,13 +180,19 @@ impl Handler<Open> for Registry {
         Open {
             session,
             room,
+            rule,
             peer,
         }: Open,
         _: &mut Context<Self>,
     ) {
         let id = session.id;
+        if let Some(user) = session.user.clone() {
+            self.users.entry(user).or_default().push(id);
+        }
         let socket = Socket {
             session,
+            home: room.clone(),
+            rule,
             peer,
             connected_at_ms: now_ms(),
             open: false,
@@ -192,15 +207,22 @@ impl Handler<Open> for Registry {
 impl Handler<Closed> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Closed(id): Closed, _: &mut Context<Self>) {
+    fn handle(&mut self, Closed(id, close): Closed, _: &mut Context<Self>) {
         let Some(socket) = self.sockets.remove(&id) else {
             return;
         };
         if let Some(wake) = &socket.wake {
             self.wakes.try_remove(wake);
         }
+        if let Some(user) = &socket.session.user {
+            self.forget_user(user, id);
+        }
         for room in &socket.rooms {
+            self.tell_member(&socket, room, Kind::Left);
             self.remove_member(room, id);
+        }
+        if socket.open {
+            self.tell(&socket, &socket.rule, &socket.home, Kind::Closed(&close));
         }
     }
 }
@@ -271,7 +293,8 @@ impl Handler<Deliver> for Registry {
                 let mut reached = 0;
                 for (id, socket) in &self.sockets {
                     let wanted = socket.open && !delivery.excludes(*id);
-                    if wanted && socket.session.offer(delivery.frame()) {
+                    let session = &socket.session;
+                    if wanted && session.offer(delivery.frame(session.wire)) {
                         reached += 1;
                     }
                 }
@@ -292,11 +315,9 @@ impl Handler<Gap> for Registry {
                 }
             }
             None => {
-                let frame = encode(Opcode::Text, gap_text(None, reason).as_bytes());
-                for socket in self.sockets.values() {
-                    if socket.open && socket.session.native {
-                        socket.session.offer(&frame);
-                    }
+                let text = gap_text(None, reason);
+                for socket in self.sockets.values().filter(|socket| socket.open) {
+                    socket.session.tell(&text);
                 }
             }
         }
@@ -313,26 +334,8 @@ impl Handler<Ask> for Registry {
             _permit,
         } = ask;
         let answer = match request {
-            Request::Emit { to, payload, from } => {
-                let frame = payload_frame(&payload, None, from);
-                self.statuses(to, |session| session.emit(&frame))
-            }
-            Request::Disconnect {
-                target: Target::Sockets(ids),
-                close,
-                after_ms,
-            } => {
-                let disconnect = Disconnect::after(close, after_ms);
-                self.statuses(ids, |session| {
-                    session.addr.do_send(disconnect.clone());
-                    Status::Delivered
-                })
-            }
-            Request::Disconnect {
-                target: Target::Room(room),
-                close,
-                after_ms,
-            } => {
+            // Through the room, so that what was published before comes before.
+            Request::Act(Target::Room(room), Act::Disconnect { close, after_ms }) => {
                 let disconnect = Disconnect::after(close, after_ms);
                 let Some(entry) = self.rooms.get(&room) else {
                     let _ = reply.send(Answer::Count(0));
@@ -342,6 +345,14 @@ impl Handler<Ask> for Registry {
                     .addr
                     .do_send(room::DisconnectAll { disconnect, reply });
             }
+            Request::Act(target, act) => {
+                let (ids, count) = match target {
+                    Target::Sockets(ids) => (ids, false),
+                    Target::Room(room) => (self.members(&room), true),
+                    Target::User(user) => (self.sockets_of(&user), true),
+                };
+                return self.act(ids, act, Vote::new(count, reply));
+            }
             Request::Sockets(query) => {
                 let Some(entry) = self.rooms.get(&query.room) else {
                     let _ = reply.send(Answer::Sockets(SocketsPage::default()));
@@ -349,18 +360,6 @@ impl Handler<Ask> for Registry {
                 };
                 return entry.addr.do_send(room::List { query, reply });
             }
-            Request::Join { to, room } => {
-                let vote = Vote::new(reply);
-                for id in to {
-                    self.join(id, &room, Some(vote.clone()));
-                }
-                return;
-            }
-            Request::Leave { to, room } => Answer::Statuses(
-                to.into_iter()
-                    .map(|id| (id, self.leave(id, &room)))
-                    .collect(),
-            ),
             Request::Socket(id) => Answer::Socket(self.describe(id)),
             Request::Rooms(query) => Answer::Rooms(self.page(&query)),
             Request::Probe | Request::NotSubscribed(_) => Answer::Pong,
@@ -387,7 +386,7 @@ impl Handler<Drain> for Registry {
                 if let Some(socket) = registry.sockets.get(&id) {
                     let reconnect_in = reconnect_max.mul_f64(rand::random());
                     let goodbye = Disconnect::for_restart(Close::RESTART, reconnect_in);
-                    socket.session.addr.do_send(goodbye);
+                    socket.session.send(goodbye);
                 }
             }
             left = left.saturating_sub(1);
@@ -403,6 +402,7 @@ impl Registry {
             shared,
             node,
             sockets: HashMap::new(),
+            users: HashMap::new(),
             rooms: HashMap::new(),
             wakes: DelayQueue::new(),
             started: Instant::now(),
@@ -422,10 +422,11 @@ impl Registry {
             None => Some(Status::NotFound),
         };
         if let Some(status) = refused {
-            self.tell(id, room, done, status);
+            self.answer(id, room, done, status);
             return;
         }
         let (node, worker) = (&self.node, self.worker);
+        let rules = &self.shared.config.rules;
         let entry = self.rooms.entry(room.clone()).or_insert_with(|| {
             node.do_send(Occupied {
                 room: room.clone(),
@@ -433,6 +434,7 @@ impl Registry {
             });
             RoomEntry {
                 addr: Room::new(room.clone()).start(),
+                rule: rules.find(room).cloned(),
                 members: 0,
                 ready: false,
                 waiting: Vec::new(),
@@ -454,18 +456,20 @@ impl Registry {
             (Some(socket), Some(entry)) => {
                 let known = socket.rooms.contains(room);
                 if !known && socket.rooms.len() >= rooms_max {
-                    self.tell(id, room, done, Status::Dropped);
+                    self.answer(id, room, done, Status::Dropped);
                     return;
                 }
                 if !known {
-                    if !socket.open {
+                    let opened = !socket.open;
+                    if opened {
                         // Straight from here, so that nothing which is sent to an open socket comes before.
                         socket.open = true;
-                        socket.session.addr.do_send(Joined(room.clone()));
+                        socket.session.send(Joined(room.clone()));
                     }
                     socket.rooms.push(room.clone());
                     entry.members += 1;
                     entry.addr.do_send(room::Add(socket.session.clone()));
+                    self.tell_admitted(id, room, opened);
                 }
                 Status::Delivered
             }
@@ -477,14 +481,14 @@ impl Registry {
     }
 
     /// A join came to an end without an `Add` to the room, which would tell the session.
-    fn tell(&self, id: SocketId, room: &RoomName, done: Option<Vote>, status: Status) {
+    fn answer(&self, id: SocketId, room: &RoomName, done: Option<Vote>, status: Status) {
         if let Some(done) = done {
             done.vote(id, status);
         } else if let Some(socket) = self.sockets.get(&id) {
             let room = room.clone();
             match status {
-                Status::Delivered => socket.session.addr.do_send(Joined(room)),
-                _ => socket.session.addr.do_send(Refused(room)),
+                Status::Delivered => socket.session.send(Joined(room)),
+                _ => socket.session.send(Refused(room)),
             }
         }
     }
@@ -496,10 +500,13 @@ impl Registry {
         match socket.rooms.iter().position(|joined| joined == room) {
             Some(index) => {
                 socket.rooms.remove(index);
+                if let Some(socket) = self.sockets.get(&id) {
+                    self.tell_member(socket, room, Kind::Left);
+                }
                 self.remove_member(room, id);
             }
             // Nothing to leave, but the session may wait for the word.
-            None => socket.session.addr.do_send(Left(room.clone())),
+            None => socket.session.send(Left(room.clone())),
         }
         Status::Delivered
     }
@@ -523,12 +530,87 @@ impl Registry {
         }
     }
 
-    fn statuses(&self, ids: Vec<SocketId>, act: impl Fn(&SessionRef) -> Status) -> Answer {
-        let status = |id: &SocketId| match self.sockets.get(id) {
-            Some(socket) if socket.open => act(&socket.session),
-            _ => Status::NotFound,
-        };
-        Answer::Statuses(ids.into_iter().map(|id| (id, status(&id))).collect())
+    fn act(&mut self, ids: Vec<SocketId>, act: Act, vote: Vote) {
+        // Made for a wire when its first socket is met.
+        let frames: [OnceCell<Bytes>; 2] = Default::default();
+        for id in ids {
+            let session = match self.sockets.get(&id) {
+                Some(socket) if socket.open => &socket.session,
+                _ => {
+                    vote.clone().vote(id, Status::NotFound);
+                    continue;
+                }
+            };
+            let status = match &act {
+                Act::Emit { payload, from } => {
+                    let wire = session.wire;
+                    let frame = frames[wire as usize]
+                        .get_or_init(|| payload_frame(wire, payload, None, *from));
+                    session.emit(frame)
+                }
+                Act::Disconnect { close, after_ms } => {
+                    session.send(Disconnect::after(close.clone(), *after_ms));
+                    Status::Delivered
+                }
+                Act::Join(room) => {
+                    self.join(id, room, Some(vote.clone()));
+                    continue;
+                }
+                Act::Leave(room) => self.leave(id, room),
+            };
+            vote.clone().vote(id, status);
+        }
+    }
+
+    fn members(&self, room: &RoomName) -> Vec<SocketId> {
+        let sockets = self.sockets.iter();
+        let members = sockets.filter(|(_, socket)| socket.rooms.contains(room));
+        members.map(|(id, _)| *id).collect()
+    }
+
+    fn sockets_of(&self, user: &UserName) -> Vec<SocketId> {
+        self.users.get(user).cloned().unwrap_or_default()
+    }
+
+    fn forget_user(&mut self, user: &UserName, id: SocketId) {
+        if let Some(ids) = self.users.get_mut(user) {
+            ids.retain(|known| *known != id);
+            if ids.is_empty() {
+                self.users.remove(user);
+            }
+        }
+    }
+
+    /// Tells the application what happened to a socket, where the rule wants that.
+    fn tell(&self, socket: &Socket, rule: &Rule, room: &RoomName, kind: Kind) {
+        if kind
+            .lifecycle()
+            .is_some_and(|what| rule.events.contains(&what))
+        {
+            // What cannot be told is counted there.
+            let _ = self.shared.events.tell(&Event {
+                kind,
+                socket: Some(socket.session.id),
+                room,
+                user: socket.session.user.as_ref(),
+            });
+        }
+    }
+
+    fn tell_member(&self, socket: &Socket, room: &RoomName, kind: Kind) {
+        let entry = self.rooms.get(room);
+        if let Some(rule) = entry.and_then(|entry| entry.rule.as_ref()) {
+            self.tell(socket, rule, room, kind);
+        }
+    }
+
+    fn tell_admitted(&self, id: SocketId, room: &RoomName, opened: bool) {
+        if let Some(socket) = self.sockets.get(&id) {
+            if opened {
+                self.tell(socket, &socket.rule, room, Kind::Opened);
+            }
+            self.tell_member(socket, room, Kind::Joined);
+        }
     }
 
     fn describe(&self, id: SocketId) -> Option<SocketInfo> {
@@ -536,7 +618,7 @@ impl Registry {
         Some(SocketInfo {
             id,
             rooms: socket.rooms.clone(),
-            user: None,
+            user: socket.session.user.clone(),
             connected_at_ms: socket.connected_at_ms,
             remote_addr: socket.peer.to_string(),
             queued_bytes: socket.session.queued_bytes() as u64,
@@ -561,9 +643,10 @@ impl Registry {
 }
 
 impl Vote {
-    fn new(reply: oneshot::Sender<Answer>) -> Self {
+    fn new(count: bool, reply: oneshot::Sender<Answer>) -> Self {
         Self(Rc::new(RefCell::new(Votes {
             statuses: Vec::new(),
+            count,
             reply: Some(reply),
         })))
     }
@@ -576,7 +659,12 @@ impl Vote {
 impl Drop for Votes {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            let _ = reply.send(Answer::Statuses(std::mem::take(&mut self.statuses)));
+            let statuses = std::mem::take(&mut self.statuses);
+            let reached = |(_, status): &&(SocketId, Status)| *status == Status::Delivered;
+            let _ = reply.send(match self.count {
+                true => Answer::Count(statuses.iter().filter(reached).count() as u64),
+                false => Answer::Statuses(statuses),
+            });
         }
     }
 }
@@ -598,10 +686,10 @@ impl ActorFuture<Registry> for WakeUp {
             if let Some(socket) = registry.sockets.get_mut(&id) {
                 socket.wake = None;
                 // A session that ended without a word, by a panic, is found here at the latest.
-                if socket.session.addr.connected() {
-                    socket.session.addr.do_send(Wake);
+                if socket.session.is_alive() {
+                    socket.session.send(Wake);
                 } else {
-                    ctx.notify(Closed(id));
+                    ctx.notify(Closed(id, Close::INTERNAL));
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The actor of one room on one worker: it knows the members and fans publications out to them.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,8 +17,6 @@ use tokio::time::Instant;
 use crate::delivery::Delivery;
 use crate::session::{Disconnect, Joined, Left, SessionRef};
 use crate::vital::Vital;
-use crate::websocket::Opcode;
-use crate::websocket::frame::encode;
 
 /// A socket becomes a member; its session is told.
 #[derive(Message)]
@@ -94,7 +93,7 @@ impl Handler<Add> for Room {
 
     fn handle(&mut self, Add(session): Add, _: &mut Context<Self>) {
         self.flush();
-        session.addr.do_send(Joined(self.name.clone()));
+        session.send(Joined(self.name.clone()));
         self.members.insert(session.id, session);
     }
 }
@@ -105,7 +104,7 @@ impl Handler<Remove> for Room {
     fn handle(&mut self, Remove(id): Remove, _: &mut Context<Self>) {
         self.flush();
         if let Some(session) = self.members.swap_remove(&id) {
-            session.addr.do_send(Left(self.name.clone()));
+            session.send(Left(self.name.clone()));
         }
     }
 }
@@ -139,9 +138,9 @@ impl Handler<Gap> for Room {
 
     fn handle(&mut self, Gap(reason): Gap, _: &mut Context<Self>) {
         self.flush();
-        let frame = encode(Opcode::Text, gap_text(Some(&self.name), reason).as_bytes());
-        for session in self.members.values().filter(|session| session.native) {
-            session.offer(&frame);
+        let text = gap_text(Some(&self.name), reason);
+        for session in self.members.values() {
+            session.tell(&text);
         }
     }
 }
@@ -152,7 +151,7 @@ impl Handler<DisconnectAll> for Room {
     fn handle(&mut self, message: DisconnectAll, _: &mut Context<Self>) {
         self.flush();
         for session in self.members.values() {
-            session.addr.do_send(message.disconnect.clone());
+            session.send(message.disconnect.clone());
         }
         let _ = message.reply.send(Answer::Count(self.members.len() as u64));
     }
@@ -162,17 +161,17 @@ impl Handler<List> for Room {
     type Result = ();
 
     fn handle(&mut self, List { query, reply }: List, _: &mut Context<Self>) {
-        let mut ids: Vec<_> = self
+        let mut sockets: Vec<_> = self
             .members
-            .keys()
-            .filter(|id| query.after.is_none_or(|after| **id > after))
-            .copied()
+            .iter()
+            .filter(|(id, _)| query.after.is_none_or(|after| **id > after))
+            .map(|(id, session)| (*id, session.user.clone()))
             .collect();
-        ids.sort_unstable();
-        let more = ids.len() > query.limit;
-        ids.truncate(query.limit);
+        sockets.sort_unstable();
+        let more = sockets.len() > query.limit;
+        sockets.truncate(query.limit);
         let _ = reply.send(Answer::Sockets(SocketsPage {
-            sockets: ids.into_iter().map(|id| (id, None)).collect(),
+            sockets,
             count: self.members.len() as u64,
             more,
         }));
@@ -196,7 +195,8 @@ impl Room {
         if pending.is_empty() || self.members.is_empty() {
             return;
         }
-        let batches = put_together(pending.iter().map(|delivery| delivery.frame()));
+        // Made for a wire when its first member is met.
+        let batches: [OnceCell<Vec<Bytes>>; 2] = Default::default();
         let left_out: HashSet<SocketId> = pending
             .iter()
             .flat_map(|delivery| &delivery.publication().except)
@@ -205,11 +205,13 @@ impl Room {
         for (id, session) in &self.members {
             if !left_out.is_empty() && left_out.contains(id) {
                 let theirs = pending.iter().filter(|delivery| !delivery.excludes(*id));
-                for batch in put_together(theirs.map(|delivery| delivery.frame())) {
+                for batch in put_together(theirs.map(|delivery| delivery.frame(session.wire))) {
                     session.offer(&batch);
                 }
             } else {
-                for batch in &batches {
+                let frames = || pending.iter().map(|delivery| delivery.frame(session.wire));
+                let batches = batches[session.wire as usize].get_or_init(|| put_together(frames()));
+                for batch in batches {
                     session.offer(batch);
                 }
             }
@@ -220,7 +222,7 @@ impl Room {
         let mut reached = 0;
         for (id, session) in &self.members {
             let wanted = !delivery.excludes(*id) && once.is_none_or(|once| once.first(*id));
-            if wanted && session.offer(delivery.frame()) {
+            if wanted && session.offer(delivery.frame(session.wire)) {
                 reached += 1;
             }
         }

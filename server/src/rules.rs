@@ -1,19 +1,25 @@
 //! What clients may do, by room: patterns and the rules under them. Pure.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use proto::RoomName;
+use proto::client::ErrorCode;
 use serde::{Deserialize, Deserializer};
+
+use crate::app::Handlers;
+use crate::auth::Grant;
 
 /// The rules of a server. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     rules: Arc<[Arc<Rule>]>,
     open: bool,
+    guard_private: bool,
 }
 
 /// The rule of the rooms that match a pattern.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Which rooms.
@@ -33,6 +39,46 @@ pub struct Rule {
     /// Whether clients that came by its URL may `unisono:emit`.
     #[serde(default = "Rule::emit_default")]
     pub emit: bool,
+    /// Which clients may be in it at all, and publish to it.
+    #[serde(default)]
+    pub who: Who,
+    /// What is told to the application.
+    #[serde(default)]
+    pub events: HashSet<Lifecycle>,
+    /// What the application does, where it is written in Rust.
+    #[serde(skip)]
+    pub handlers: Option<Arc<Handlers>>,
+}
+
+/// Which clients may be in a room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Who {
+    /// Every one.
+    #[default]
+    Anyone,
+    /// Those with a user.
+    Users,
+    /// Those whose grant names the room.
+    Granted,
+}
+
+/// What happens to a socket or a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifecycle {
+    /// A socket is there; of the rule of the room that it came by.
+    Opened,
+    /// It is gone; of the same rule.
+    Closed,
+    /// A socket became a member.
+    Joined,
+    /// It is none any more.
+    Left,
+    /// The room has a first member in the cluster.
+    Occupied,
+    /// It has lost the last.
+    Vacated,
 }
 
 /// What becomes of clients' own events.
@@ -92,13 +138,13 @@ pub enum Publish {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     segments: Vec<Segment>,
-    rest: bool,
+    rest: Option<Box<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Text(String),
-    Any,
+    Any(Box<str>),
 }
 
 /// A text that is no pattern.
@@ -126,12 +172,86 @@ impl Rules {
         Self {
             rules: rules.into_iter().map(Arc::new).collect(),
             open,
+            guard_private: false,
+        }
+    }
+
+    /// The same rules after others, which are no open mode whatever these are.
+    #[must_use]
+    pub fn after(&self, first: Vec<Rule>) -> Self {
+        let mine = if self.open { &[][..] } else { &self.rules };
+        let first = first.into_iter().map(Arc::new);
+        Self {
+            rules: first.chain(mine.iter().cloned()).collect(),
+            open: false,
+            ..*self
+        }
+    }
+
+    /// From now on, rooms of Laravel's private and presence channels are for those only whose grant names
+    /// them, whatever their rule says.
+    pub fn guard_private(&mut self) {
+        self.guard_private = true;
+    }
+
+    /// Whether a client may be in a room.
+    pub fn may_enter(&self, rule: &Rule, room: &RoomName, grant: &Grant) -> Result<(), Denied> {
+        let private = |prefix| room.as_str().starts_with(prefix);
+        let guarded = self.guard_private && PRIVATE_PREFIXES.iter().any(private);
+        let who = if guarded { Who::Granted } else { rule.who };
+        match who {
+            Who::Users if grant.user.is_none() => {
+                Err((ErrorCode::Forbidden, "this room is for known users"))
+            }
+            Who::Granted if !grant.names(room) => {
+                let why = "this room is for those whose token names it";
+                Err((ErrorCode::Forbidden, why))
+            }
+            _ if !grant.admits(room) => {
+                Err((ErrorCode::Forbidden, "the token does not name this room"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a client may `unisono:join`.
+    pub fn may_join(&self, rule: &Rule, room: &RoomName, grant: &Grant) -> Result<(), Denied> {
+        if !rule.join.by_client() || !grant.rights.join {
+            return Err((ErrorCode::Forbidden, "clients may not join this room"));
+        }
+        self.may_enter(rule, room, grant)
+    }
+
+    /// Whether a client may `unisono:publish`.
+    pub fn may_publish(
+        &self,
+        rule: &Rule,
+        room: &RoomName,
+        grant: &Grant,
+        member: bool,
+    ) -> Result<(), Denied> {
+        match rule.publish {
+            Publish::None => Err((ErrorCode::Forbidden, "clients may not publish to this room")),
+            _ if !grant.rights.publish => {
+                Err((ErrorCode::Forbidden, "this client may not publish"))
+            }
+            Publish::Members if !member => {
+                Err((ErrorCode::NotJoined, "only members publish to this room"))
+            }
+            // Whoever is in it has been let in.
+            _ if member => Ok(()),
+            _ => self.may_enter(rule, room, grant),
         }
     }
 
     /// Whether nobody wrote a rule, and every client may do everything.
     pub fn open(&self) -> bool {
         self.open
+    }
+
+    /// Whether an application has handlers for any rooms.
+    pub fn has_handlers(&self) -> bool {
+        self.rules.iter().any(|rule| rule.handlers.is_some())
     }
 
     /// The first rule that matches.
@@ -142,18 +262,50 @@ impl Rules {
     }
 }
 
+/// What Laravel puts before the names of channels that not everybody may listen to.
+const PRIVATE_PREFIXES: [&str; 2] = ["private-", "presence-"];
+
+/// Why a rule says no.
+pub type Denied = (ErrorCode, &'static str);
+
 impl Rule {
+    /// The rule of a pattern that says nothing but that.
+    pub fn new(pattern: Pattern) -> Self {
+        Self {
+            pattern,
+            publish: Self::publish_default(),
+            ..Self::open()
+        }
+    }
+
+    /// Whether a client may `unisono:emit`.
+    pub fn may_emit(&self, grant: &Grant) -> Result<(), Denied> {
+        let may = self.emit && grant.rights.emit;
+        may.then_some(())
+            .ok_or((ErrorCode::Forbidden, "clients may not emit here"))
+    }
+
+    /// Whether a client may send events of its own, to whomever they go.
+    pub fn may_send(&self, grant: &Grant) -> Result<(), Denied> {
+        let may = grant.rights.send;
+        may.then_some(())
+            .ok_or((ErrorCode::Forbidden, "this client may not send events"))
+    }
+
     fn open() -> Self {
         Self {
             pattern: Pattern {
                 segments: Vec::new(),
-                rest: true,
+                rest: Some("path".into()),
             },
             client_events: Self::client_events_default(),
             format: Self::format_default(),
             join: Self::join_default(),
             publish: Publish::Anyone,
             emit: Self::emit_default(),
+            who: Who::default(),
+            events: HashSet::new(),
+            handlers: None,
         }
     }
 
@@ -198,9 +350,9 @@ impl Pattern {
         }
         let mut segments = Vec::new();
         let mut names = Vec::new();
-        let mut rest = false;
+        let mut rest = None;
         for segment in text.split('/') {
-            if rest {
+            if rest.is_some() {
                 return Err(PatternError::RestInside);
             }
             let name = segment
@@ -215,11 +367,11 @@ impl Pattern {
             };
             let name = match name.strip_suffix("...") {
                 Some(name) => {
-                    rest = true;
+                    rest = Some(name.into());
                     name
                 }
                 None => {
-                    segments.push(Segment::Any);
+                    segments.push(Segment::Any(name.into()));
                     name
                 }
             };
@@ -241,11 +393,27 @@ impl Pattern {
         for segment in &self.segments {
             match (given.next(), segment) {
                 (Some(given), Segment::Text(text)) if given == text => {}
-                (Some(given), Segment::Any) if !given.is_empty() => {}
+                (Some(given), Segment::Any(_)) if !given.is_empty() => {}
                 _ => return false,
             }
         }
-        self.rest || given.peek().is_none()
+        self.rest.is_some() || given.peek().is_none()
+    }
+
+    /// What the parameters stand for in the name of a room that [matches](Self::matches), in their order.
+    pub fn parameters(&self, room: &str) -> Vec<(&str, String)> {
+        let mut given = room.split('/');
+        let mut found = Vec::new();
+        for (segment, given) in self.segments.iter().zip(given.by_ref()) {
+            if let Segment::Any(name) = segment {
+                found.push((&**name, given.to_owned()));
+            }
+        }
+        if let Some(name) = &self.rest {
+            let rest: Vec<_> = given.collect();
+            found.push((&**name, rest.join("/")));
+        }
+        found
     }
 }
 
@@ -289,6 +457,21 @@ mod tests {
     }
 
     #[test]
+    fn parameters_have_names() {
+        let parameters = |pattern: &str, room: &str| {
+            let pattern = Pattern::parse(pattern).unwrap();
+            let found = pattern.parameters(room).into_iter();
+            found
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(parameters("/chat-rooms/{id}", "/chat-rooms/1"), ["id=1"]);
+        assert_eq!(parameters("/{a}/x/{b...}", "/1/x/2/3"), ["a=1", "b=2/3"]);
+        assert_eq!(parameters("/files/{path...}", "/files"), ["path="]);
+        assert_eq!(parameters("/", "/"), [""; 0]);
+    }
+
+    #[test]
     fn bad_patterns_are_refused() {
         for (pattern, error) in [
             ("", PatternError::Empty),
@@ -306,9 +489,8 @@ mod tests {
     #[test]
     fn the_first_match_rules() {
         let rule = |pattern: &str, client_events| Rule {
-            pattern: Pattern::parse(pattern).unwrap(),
             client_events,
-            ..Rule::open()
+            ..Rule::new(Pattern::parse(pattern).unwrap())
         };
         let rules = Rules::new(vec![
             rule("/quiet/{id}", ClientEvents::Deny),
@@ -322,5 +504,66 @@ mod tests {
         assert_eq!(found("/other"), Some(ClientEvents::Echo));
         assert_eq!(found("elsewhere"), None);
         assert!(Rules::new(Vec::new()).open());
+        let after = rules.after(vec![rule("/other", ClientEvents::Relay)]);
+        let other = RoomName::parse("/other").unwrap();
+        assert_eq!(
+            after.find(&other).unwrap().client_events,
+            ClientEvents::Relay
+        );
+        assert!(!Rules::new(Vec::new()).after(Vec::new()).open());
+    }
+
+    #[test]
+    fn rules_and_grants_have_to_agree() {
+        let room = RoomName::parse("/a").unwrap();
+        let patterns = |names: &[&str]| {
+            let patterns = names.iter().map(|name| Pattern::parse(name).unwrap());
+            Some(patterns.collect())
+        };
+        let nobody = Grant::default();
+        let known = Grant {
+            user: Some(proto::UserName::parse("u").unwrap()),
+            ..Grant::default()
+        };
+        let named = Grant {
+            rooms: patterns(&["/{any}"]),
+            ..Grant::default()
+        };
+        let elsewhere = Grant {
+            rooms: patterns(&["/b"]),
+            ..Grant::default()
+        };
+        for (who, grants) in [
+            (Who::Anyone, [true, true, true, false]),
+            (Who::Users, [false, true, false, false]),
+            (Who::Granted, [false, false, true, false]),
+        ] {
+            let mut rule = Rule::open();
+            rule.who = who;
+            let rules = Rules::new(Vec::new());
+            let grants_given = [&nobody, &known, &named, &elsewhere];
+            let found = grants_given.map(|grant| rules.may_enter(&rule, &room, grant).is_ok());
+            assert_eq!(found, grants, "{who:?}");
+        }
+        let mut rules = Rules::new(Vec::new());
+        let private = RoomName::parse("private-chat.1").unwrap();
+        assert!(rules.may_enter(&Rule::open(), &private, &nobody).is_ok());
+        rules.guard_private();
+        assert!(rules.may_enter(&Rule::open(), &private, &known).is_err());
+        let mute = Grant {
+            rights: crate::auth::Rights {
+                join: false,
+                publish: false,
+                emit: false,
+                send: false,
+            },
+            ..Grant::default()
+        };
+        let rule = Rule::open();
+        assert!(rules.may_enter(&rule, &room, &mute).is_ok());
+        assert!(rules.may_join(&rule, &room, &mute).is_err());
+        assert!(rules.may_publish(&rule, &room, &mute, true).is_err());
+        assert!(rule.may_emit(&mute).is_err());
+        assert!(rule.may_send(&mute).is_err());
     }
 }

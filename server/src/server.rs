@@ -3,8 +3,8 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use actix::{AsyncContext, Context};
@@ -16,17 +16,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
-use crate::app::Unisono;
+use crate::api;
+use crate::app::App;
 use crate::ask::Workers;
-use crate::config::Config;
+use crate::auth::Auth;
+use crate::config::{AuthMode, Config};
+use crate::events::Events;
+use crate::hooks::Hooks;
 use crate::node::{DrainAll, Node};
+use crate::outside;
+use crate::rate::{Addresses, Limit};
 use crate::shared::{Counts, Shared, now_ms};
+use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
 use crate::worker::{self, Connection};
 
 /// A node that runs.
 pub struct Server {
-    app: Unisono,
+    unisono: Unisono,
 }
 
 /// How often a drain looks whether the last socket is gone.
@@ -48,21 +55,46 @@ const REFUSING_MAX: usize = 256;
 /// The wait after a failure to accept, which is most often a want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Most addresses whose handshakes are counted at one time.
+const ADDRESSES_MAX: usize = 65_536;
+
 /// Messages that a bus without other nodes takes; it takes any.
 const ALONE_PAYLOAD_MAX: usize = usize::MAX;
 
 impl Server {
-    /// Starts a node that serves on `listener`, and administrators on a listener of their own where there
+    /// Starts a node that serves an application on `listener`, and administrators on a listener of their own where there
     /// is one. Must be called in an actix system.
     ///
     /// # Errors
     ///
     /// When a file that the configuration names cannot be read, or the listener not be used.
     pub async fn start(
-        config: Config,
+        mut config: Config,
+        app: App,
         listener: TcpListener,
         admin: Option<TcpListener>,
     ) -> anyhow::Result<Self> {
+        if !app.rooms.is_empty() {
+            config.rules = config.rules.after(app.rooms);
+        }
+        if !config.laravel.redis_url.is_empty() {
+            config.rules.guard_private();
+        }
+        let outside = outside::start()?;
+        // There once the node is, which nobody can act upon before.
+        let late = Arc::new(OnceLock::<Unisono>::new());
+        let hooks = {
+            let late = Arc::clone(&late);
+            Hooks::start(&config.hooks, &outside, move |actions| {
+                let unisono = late.get().cloned();
+                Box::pin(async move {
+                    if let Some(unisono) = unisono {
+                        api::carry_out(&unisono, actions).await;
+                    }
+                })
+            })?
+        };
+        let auth = Auth::start(&config.auth, &config.hooks, &outside)?;
         let nats = nats_config(&config)?;
         let mut listeners = Vec::new();
         for (listener, admin) in [(Some(listener), false), (admin, true)] {
@@ -104,7 +136,18 @@ impl Server {
         let prometheus = recorder.handle();
         // A second node in one process, as in tests, shares the first one's.
         let _ = metrics::set_global_recorder(recorder);
+        let limit = Limit {
+            rate: config.sockets.handshake_rate,
+            burst: config.sockets.handshake_burst,
+        };
+        let addresses = (limit.rate > 0).then(|| Mutex::new(Addresses::new(limit, ADDRESSES_MAX)));
+        let timeout = config.sockets.handler_timeout;
         let shared = Arc::new(Shared {
+            events: Events::new(cluster.clone(), budget.clone(), hooks, timeout),
+            curious: is_curious(&config),
+            routes: app.routes,
+            auth,
+            addresses,
             config,
             node: node_id,
             cluster,
@@ -125,44 +168,48 @@ impl Server {
         let registries = running.iter().map(|worker| worker.registry.clone());
         let workers = Workers::new(registries.collect());
         node_context.run(Node::new(Arc::clone(&shared), workers.clone(), events));
-        let app = Unisono {
+        let unisono = Unisono {
             shared,
             node,
             workers,
         };
+        let _ = late.set(unisono.clone());
         let mut doors = Vec::new();
         for worker in running {
-            let _ = worker.open.send(app.clone());
+            let _ = worker.open.send(unisono.clone());
             doors.push(worker.connections);
             // The thread lives on without its handle.
             drop(worker.arbiter);
         }
         for (listener, admin) in listeners {
-            let shared = Arc::clone(&app.shared);
+            let shared = Arc::clone(&unisono.shared);
             actix_rt::spawn(accept(listener, admin, doors.clone(), shared));
         }
-        Ok(Self { app })
+        for task in app.tasks {
+            actix_rt::spawn(task(unisono.clone()));
+        }
+        Ok(Self { unisono })
     }
 
     /// The node's id.
     pub fn node(&self) -> NodeId {
-        self.app.shared.node
+        self.unisono.shared.node
     }
 
     /// The handle for applications.
-    pub fn app(&self) -> Unisono {
-        self.app.clone()
+    pub fn unisono(&self) -> Unisono {
+        self.unisono.clone()
     }
 
     /// Takes the node out of service: not ready at once, then, after `delay`, the sockets are closed evenly
     /// over `window`; what is on its way to other nodes is written out.
     pub async fn drain(&self, delay: Duration, window: Duration) {
-        let shared = &self.app.shared;
+        let shared = &self.unisono.shared;
         shared.load.draining.store(true, Ordering::Relaxed);
         let sockets = || shared.load.sockets.load(Ordering::Relaxed);
         info!(sockets = sockets(), "draining");
         tokio::time::sleep(delay).await;
-        self.app.node.do_send(DrainAll(window));
+        self.unisono.node.do_send(DrainAll(window));
         let limit = window + 2 * shared.config.sockets.close_timeout;
         let empty = async {
             while sockets() > 0 {
@@ -181,6 +228,15 @@ impl Server {
         }
         info!("drained");
     }
+}
+
+/// Whether anybody looks at the headers of handshakes, which cost something to keep.
+fn is_curious(config: &Config) -> bool {
+    let auth = &config.auth;
+    auth.mode != AuthMode::None
+        || !auth.origins.is_empty()
+        || !auth.trusted_proxies.is_empty()
+        || config.rules.has_handlers()
 }
 
 /// Gives each connection to the worker whose turn it is. What is above `sockets.connections` is closed.

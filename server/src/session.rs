@@ -1,9 +1,11 @@
 //! The actor of one client connection. It owns the socket: reads frames and does what they ask, queues
 //! what it is handed and writes as fast as the client takes it, and ends when either side is done.
 
+mod application;
 mod commands;
 mod outbox;
 mod pump;
+mod stream;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -20,11 +22,17 @@ use proto::client::{
     room_data,
 };
 use proto::envelope::Status;
-use proto::{Close, Publication, RoomName, SocketId};
+use proto::{Close, Publication, RoomName, SocketId, UserName};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
+use crate::admission::Admitted;
+use crate::app::{Done, Job, Socket};
+use crate::auth::{self, Grant};
+use crate::delivery::Wire;
+use crate::events::NoAck;
+use crate::rate::Used;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{Format, Rule};
 use crate::shared::{Shared, Slot};
@@ -34,6 +42,8 @@ use crate::worker::Worker;
 
 use outbox::Outbox;
 use pump::Pump;
+
+pub use stream::EventStream;
 
 /// Frames for the client; they are counted in the session's queue already.
 #[derive(Message)]
@@ -83,16 +93,52 @@ struct Emitted {
     results: Vec<(String, Status)>,
 }
 
+/// A handler of the application's is through.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Handled {
+    id: Option<ClientId>,
+    event: Option<String>,
+    done: Done,
+}
+
+/// What the application outside made of an event. Comes as a message, as [`Emitted`] does.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Answered {
+    id: ClientId,
+    event: Option<String>,
+    answer: Result<Option<Bytes>, NoAck>,
+}
+
+/// What became of a fresh token.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Refreshed {
+    id: Option<ClientId>,
+    grant: Result<Grant, auth::Denied>,
+}
+
 /// A session, as others hold it.
 #[derive(Clone)]
 pub struct SessionRef {
     /// The socket.
     pub id: SocketId,
+    /// How bytes travel to the client.
+    pub wire: Wire,
+    /// Whose it is.
+    pub user: Option<UserName>,
     /// Whether the client understands the server's own events.
-    pub native: bool,
-    /// The actor.
-    pub addr: Addr<Session>,
+    native: bool,
+    actor: SessionActor,
     queue: Arc<Queue>,
+}
+
+/// The actor of a session, by its wire.
+#[derive(Clone)]
+enum SessionActor {
+    Socket(Addr<Session>),
+    Stream(Addr<EventStream>),
 }
 
 /// The bytes that wait for a client, in the mailbox and in the outbox.
@@ -110,18 +156,12 @@ struct Queue {
 pub struct Arrival {
     /// The connection, of which the 101 is still to be written.
     pub stream: TcpStream,
-    /// The other end.
-    pub peer: SocketAddr,
     /// The answer to the handshake.
     pub response: Vec<u8>,
     /// Bytes that came after the handshake.
     pub rest: Vec<u8>,
-    /// The room of the URL.
-    pub room: RoomName,
-    /// The rule of that room.
-    pub rule: Arc<Rule>,
-    /// Its place among the sockets of the node.
-    pub slot: Slot,
+    /// Who comes.
+    pub admitted: Admitted,
 }
 
 /// The actor.
@@ -130,12 +170,15 @@ pub struct Session {
     worker: Rc<Worker>,
     stream: TcpStream,
     peer: SocketAddr,
+    grant: Grant,
+    /// For handlers, where the room has some.
+    socket: Option<Socket>,
     decoder: Decoder,
     outbox: Outbox,
     queue: Arc<Queue>,
     rule: Arc<Rule>,
     home: RoomName,
-    rooms: Vec<RoomName>,
+    rooms: Vec<Membership>,
     phase: Phase,
     /// Input that waits while the session is stalled.
     carry: Vec<u8>,
@@ -143,7 +186,12 @@ pub struct Session {
     /// Acks that wait for a room.
     joins: Vec<(RoomName, Option<ClientId>)>,
     leaves: Vec<(RoomName, Option<ClientId>)>,
-    emits_in_flight: usize,
+    /// Emits, and events for the application outside, that wait for their answer.
+    asks_in_flight: usize,
+    /// A handler of the application's is at work.
+    handling: bool,
+    messages: Used,
+    warnings: Used,
     /// Of this turn.
     messages_left: usize,
     /// Answers the latest ping, when the client reads again.
@@ -152,7 +200,18 @@ pub struct Session {
     pinged: Option<Instant>,
     disconnect: Option<Box<(Instant, Disconnect)>>,
     wake_at: Option<Instant>,
-    _slot: Slot,
+    /// When what the client was granted has ended, and the patience with it.
+    expires: Option<Instant>,
+    /// How it ends, once that is known.
+    end: Option<Box<Close>>,
+    slot: Option<Slot>,
+}
+
+/// A room that the socket is in.
+struct Membership {
+    room: RoomName,
+    /// The client came or asked for it; the application did not put it there.
+    by_client: bool,
 }
 
 /// Where a session is in its life.
@@ -188,13 +247,19 @@ impl Actor for Session {
     fn started(&mut self, ctx: &mut Context<Self>) {
         let session = SessionRef {
             id: self.id,
+            wire: Wire::WebSocket,
+            user: self.grant.user.clone(),
             native: self.native(),
-            addr: ctx.address(),
+            actor: SessionActor::Socket(ctx.address()),
             queue: Arc::clone(&self.queue),
         };
+        if let Some(socket) = &self.socket {
+            let _ = socket.0.session.set(session.clone());
+        }
         self.worker.registry.do_send(Open {
             session,
             room: self.home.clone(),
+            rule: Arc::clone(&self.rule),
             peer: self.peer,
         });
         ctx.spawn(Pump);
@@ -202,11 +267,15 @@ impl Actor for Session {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
-        self.worker.registry.do_send(Closed(self.id));
+        let mut end = self.end.take();
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
             let _ = self.stream.try_write(&frame::close(Some(&Close::INTERNAL)));
+            end.get_or_insert(Box::new(Close::INTERNAL));
         }
+        let end = end.map_or(Close::GONE, |end| *end);
+        self.worker.registry.do_send(Closed(self.id, end.clone()));
+        self.run_on_close(end);
     }
 }
 
@@ -234,20 +303,28 @@ impl Handler<Overflowed> for Session {
 impl Handler<Joined> for Session {
     type Result = ();
 
-    fn handle(&mut self, Joined(room): Joined, _: &mut Context<Self>) {
+    fn handle(&mut self, Joined(room): Joined, ctx: &mut Context<Self>) {
         // Of a membership that the client has given up since: the word for that is on its way.
         if self.leaves.iter().any(|(left, _)| *left == room) {
             return;
         }
-        if !self.rooms.contains(&room) {
-            self.rooms.push(room.clone());
+        let waiting = take_waiting(&mut self.joins, &room);
+        let opening = matches!(self.phase, Phase::Opening);
+        let by_client = opening || !waiting.is_empty();
+        match self.rooms.iter_mut().find(|joined| joined.room == room) {
+            Some(joined) => joined.by_client |= by_client,
+            None => self.rooms.push(Membership {
+                room: room.clone(),
+                by_client,
+            }),
         }
-        if let Phase::Opening = self.phase {
+        if opening {
             self.phase = Phase::Open;
             self.greet();
+            self.run_handler(None, Job::Open, ctx);
         }
-        for id in take_waiting(&mut self.joins, &room) {
-            self.ack(id.as_ref(), Some(&room_data(&room)));
+        for id in waiting {
+            self.ack(id.as_ref(), Some(room_data(&room).as_bytes()));
         }
     }
 }
@@ -271,9 +348,9 @@ impl Handler<Left> for Session {
     type Result = ();
 
     fn handle(&mut self, Left(room): Left, _: &mut Context<Self>) {
-        self.rooms.retain(|joined| *joined != room);
+        self.rooms.retain(|joined| joined.room != room);
         for id in take_waiting(&mut self.leaves, &room) {
-            self.ack(id.as_ref(), Some(&room_data(&room)));
+            self.ack(id.as_ref(), Some(room_data(&room).as_bytes()));
         }
     }
 }
@@ -312,8 +389,46 @@ impl Handler<Emitted> for Session {
     type Result = ();
 
     fn handle(&mut self, Emitted { id, results }: Emitted, _: &mut Context<Self>) {
-        self.emits_in_flight -= 1;
-        self.ack(Some(&id), Some(&results_data(&results)));
+        self.asks_in_flight -= 1;
+        self.ack(Some(&id), Some(results_data(&results).as_bytes()));
+    }
+}
+
+impl Handler<Handled> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Handled { id, event, done }: Handled, _: &mut Context<Self>) {
+        self.handling = false;
+        match done {
+            Ok(data) => self.ack(id.as_ref(), data.as_deref()),
+            Err(error) => self.refuse(&Refusal {
+                id,
+                code: ErrorCode::HandlerFailed,
+                message: error.message().to_owned(),
+                event,
+            }),
+        }
+    }
+}
+
+impl Handler<Answered> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Answered { id, event, answer }: Answered, _: &mut Context<Self>) {
+        self.asks_in_flight -= 1;
+        match answer {
+            Ok(data) => self.ack(Some(&id), data.as_deref()),
+            Err(no_ack) => self.refuse_no_ack(Some(id), event, no_ack),
+        }
+    }
+}
+
+impl Handler<Refreshed> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Refreshed { id, grant }: Refreshed, _: &mut Context<Self>) {
+        self.asks_in_flight -= 1;
+        self.on_refreshed(id, grant);
     }
 }
 
@@ -324,18 +439,46 @@ impl SessionRef {
     /// has missed something now, is closed.
     pub fn offer(&self, frames: &Bytes) -> bool {
         if self.queue.add(frames) {
-            self.addr.do_send(Deliver(frames.clone()));
+            self.send(Deliver(frames.clone()));
             return true;
         }
         if !self.queue.overflowed.swap(true, Ordering::Relaxed) {
-            self.addr.do_send(Overflowed);
+            self.send(Overflowed);
         }
         false
     }
 
+    /// Sends an event of the server's, to a client that understands such.
+    pub fn tell(&self, text: &str) {
+        if self.native {
+            self.offer(&self.wire.text(text.as_bytes()));
+        }
+    }
+
+    /// Sends a message to the actor.
+    pub fn send<M>(&self, message: M)
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Session: Handler<M>,
+        EventStream: Handler<M>,
+    {
+        match &self.actor {
+            SessionActor::Socket(actor) => actor.do_send(message),
+            SessionActor::Stream(actor) => actor.do_send(message),
+        }
+    }
+
+    /// Whether the actor lives.
+    pub fn is_alive(&self) -> bool {
+        match &self.actor {
+            SessionActor::Socket(actor) => actor.connected(),
+            SessionActor::Stream(actor) => actor.connected(),
+        }
+    }
+
     /// As [`SessionRef::offer`], with the word for what became of it.
     pub fn emit(&self, frame: &Bytes) -> Status {
-        if !self.addr.connected() {
+        if !self.is_alive() {
             Status::NotFound
         } else if self.offer(frame) {
             Status::Delivered
@@ -351,6 +494,17 @@ impl SessionRef {
 }
 
 impl Queue {
+    fn new(shared: &Shared) -> Arc<Self> {
+        let sockets = &shared.config.sockets;
+        Arc::new(Self {
+            bytes: AtomicUsize::new(0),
+            max: sockets.queue_bytes,
+            blocked: AtomicBool::new(false),
+            burst_max: sockets.queue_bytes.max(sockets.inflight_bytes),
+            overflowed: AtomicBool::new(false),
+        })
+    }
+
     /// Counts frames, if there is room. Alone they fit always.
     fn add(&self, frames: &Bytes) -> bool {
         let cost = outbox::cost(frames);
@@ -400,36 +554,39 @@ impl Session {
     /// Starts the session of a client that the door let in.
     pub fn start_on(worker: Rc<Worker>, arrival: Arrival) {
         let sockets = &worker.shared.config.sockets;
-        let queue = Arc::new(Queue {
-            bytes: AtomicUsize::new(0),
-            max: sockets.queue_bytes,
-            blocked: AtomicBool::new(false),
-            burst_max: sockets.queue_bytes.max(sockets.inflight_bytes),
-            overflowed: AtomicBool::new(false),
-        });
+        let id = SocketId::new(worker.shared.node, worker.index, rand::random());
+        let mut admitted = arrival.admitted;
+        let now = Instant::now();
         let mut session = Self {
-            id: SocketId::new(worker.shared.node, worker.index, rand::random()),
+            id,
+            socket: admitted.socket(id, &worker.unisono),
             decoder: Decoder::new(sockets.message_bytes),
             outbox: Outbox::default(),
-            queue,
+            queue: Queue::new(&worker.shared),
             stream: arrival.stream,
-            peer: arrival.peer,
-            rule: arrival.rule,
-            home: arrival.room,
+            peer: admitted.peer,
+            rule: admitted.rule,
+            home: admitted.room,
+            expires: admitted.grant.expires(now, &worker.shared.config.auth),
+            grant: admitted.grant,
             rooms: Vec::with_capacity(1),
             phase: Phase::Opening,
             carry: arrival.rest,
             stall: None,
             joins: Vec::new(),
             leaves: Vec::new(),
-            emits_in_flight: 0,
+            asks_in_flight: 0,
+            handling: false,
+            messages: Used::nothing(now),
+            warnings: Used::nothing(now),
             messages_left: 0,
             pong: None,
-            heard: Instant::now(),
+            heard: now,
             pinged: None,
             disconnect: None,
             wake_at: None,
-            _slot: arrival.slot,
+            end: None,
+            slot: Some(admitted.slot),
             worker,
         };
         session.push(arrival.response.into());
@@ -459,7 +616,7 @@ impl Session {
         {
             let close = &disconnect.close;
             let reconnect_in_ms = reconnect_in.as_millis() as u64;
-            let text = closing_text(close.code, &close.reason, reconnect_in_ms);
+            let text = closing_text(close.code, &close.reason, Some(reconnect_in_ms));
             self.send_text(&text);
         }
         self.close(&disconnect.close);
@@ -467,13 +624,16 @@ impl Session {
 
     /// Says goodbye: after what is queued, a Close frame. From now on the socket is no more, for others.
     fn close(&mut self, close: &Close) {
-        self.close_with(frame::close(Some(close)), false);
+        self.close_with(frame::close(Some(close)), close.clone(), false);
         debug!(socket = %self.id, code = close.code, "closing");
     }
 
-    fn close_with(&mut self, frame: Bytes, deaf: bool) {
+    fn close_with(&mut self, frame: Bytes, end: Close, deaf: bool) {
         if self.is_closing() {
             return;
+        }
+        if let Phase::Open = self.phase {
+            self.end = Some(Box::new(end.clone()));
         }
         // Past every limit: it is the last.
         let cost = outbox::cost(&frame);
@@ -485,7 +645,7 @@ impl Session {
             deaf,
             shut: false,
         }));
-        self.worker.registry.do_send(Closed(self.id));
+        self.worker.registry.do_send(Closed(self.id, end));
         self.stall = None;
         self.carry = Vec::new();
     }
@@ -503,6 +663,15 @@ impl Session {
         matches!(self.phase, Phase::Closing(_))
     }
 
+    /// Whether what the client has sent has to be seen to before more is read.
+    fn is_busy(&self) -> bool {
+        self.handling || self.asks_in_flight >= self.shared().config.sockets.emits_in_flight
+    }
+
+    fn is_in(&self, room: &RoomName) -> bool {
+        self.rooms.iter().any(|joined| joined.room == *room)
+    }
+
     /// When the session has to look at its clock next.
     fn next_deadline(&self) -> Instant {
         let settings = &self.shared().config.sockets;
@@ -513,7 +682,7 @@ impl Session {
         let blocked = self.outbox.blocked_since();
         let written = blocked.map(|since| since + settings.write_timeout);
         let disconnect = self.disconnect.as_ref().map(|planned| planned.0);
-        [written, disconnect]
+        [written, disconnect, self.expires]
             .into_iter()
             .flatten()
             .fold(alive, Instant::min)
@@ -540,7 +709,10 @@ impl Session {
         if let Some(planned) = self.disconnect.take_if(|planned| planned.0 <= now) {
             return self.disconnect(&planned.1);
         }
-        if self.stall.is_some() || self.emits_in_flight >= settings.emits_in_flight {
+        if self.expires.is_some_and(|expires| expires <= now) {
+            return self.close(&Close::EXPIRED);
+        }
+        if self.stall.is_some() || self.is_busy() {
             // It is this side that does not listen.
             self.heard = now;
         }
@@ -575,8 +747,10 @@ fn take_waiting(
 // === impl Session: sending ===
 
 impl Session {
-    fn ack(&mut self, id: Option<&ClientId>, data: Option<&str>) {
+    /// `data` is JSON text.
+    fn ack(&mut self, id: Option<&ClientId>, data: Option<&[u8]>) {
         if let Some(id) = id {
+            let data = data.and_then(|data| std::str::from_utf8(data).ok());
             self.send_text(&ack_text(id, data));
         }
     }
@@ -589,7 +763,7 @@ impl Session {
     }
 
     fn send_text(&mut self, text: &str) {
-        self.push(encode(Opcode::Text, text.as_bytes()));
+        self.push(Wire::WebSocket.text(text.as_bytes()));
     }
 
     /// Queues a frame of the session's own.

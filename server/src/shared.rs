@@ -9,7 +9,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use proto::NodeId;
 use tokio::time::Instant;
 
+use crate::app::Routes;
+use crate::auth::Auth;
 use crate::config::Config;
+use crate::events::Events;
+use crate::rate::Addresses;
 
 /// Settings, the way to other nodes, and the counts that make up a node's load.
 pub struct Shared {
@@ -29,6 +33,16 @@ pub struct Shared {
     pub started_at_ms: u64,
     /// Renders the metrics.
     pub prometheus: PrometheusHandle,
+    /// Who may come, and what is known of them.
+    pub auth: Auth,
+    /// The way to the application outside.
+    pub events: Events,
+    /// The application's own HTTP routes.
+    pub routes: Routes,
+    /// How often addresses have come lately, where there is a limit.
+    pub addresses: Option<Mutex<Addresses>>,
+    /// Somebody wants to see the headers of handshakes.
+    pub curious: bool,
     pub(crate) once: AtomicU64,
     /// Since when there is no bus.
     pub(crate) bus_away: Mutex<Option<Instant>>,

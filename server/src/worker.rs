@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
-use crate::app::Unisono;
 use crate::door::{Door, Returning};
 use crate::node::Node;
 use crate::registry::Registry;
 use crate::shared::{Shared, Slot};
+use crate::unisono::Unisono;
 
 /// What the actors of one worker have in common.
 pub struct Worker {
@@ -24,7 +24,7 @@ pub struct Worker {
     /// The registry of this worker.
     pub registry: Addr<Registry>,
     /// The way to everything else.
-    pub app: Unisono,
+    pub unisono: Unisono,
 }
 
 /// A connection that was accepted.
@@ -58,19 +58,19 @@ pub struct Running {
 pub async fn start(index: usize, shared: Arc<Shared>, node: Addr<Node>) -> Running {
     let arbiter = Arbiter::new();
     let (registry_sender, registry) = oneshot::channel();
-    let (open, app) = oneshot::channel();
+    let (open, unisono) = oneshot::channel();
     let (connections, receiver) = mpsc::channel(CONNECTIONS_WAITING);
     let run = async move || {
         let registry = Registry::new(index, Arc::clone(&shared), node).start();
         let _ = registry_sender.send(registry.clone());
-        let Ok(app) = app.await else {
+        let Ok(unisono) = unisono.await else {
             return;
         };
         let worker = Rc::new(Worker {
             index,
             shared,
             registry,
-            app,
+            unisono,
         });
         serve(worker, receiver).await;
     };

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use proto::envelope::{Answer, Body, Envelope, Request, Status};
+use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::{NodeId, wire};
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{Event, Input, Parcel, Responder};
-use crate::{Budget, Message, Subject, Subjects};
+use crate::asks::Asks;
+use crate::{AskError, Budget, Message, Subject, Subjects};
 
 /// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
 #[derive(Clone)]
@@ -17,6 +18,7 @@ pub(super) struct Reader {
     pub(super) node: NodeId,
     pub(super) subjects: Arc<Subjects>,
     pub(super) budget: Budget,
+    pub(super) asks: Asks,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
@@ -48,6 +50,13 @@ impl Reader {
     }
 
     async fn on_inbox(&self, message: Message) {
+        if let Some(number) = Subjects::ask_of(&message.subject) {
+            let reply = match message.no_responders {
+                true => Err(AskError::NobodyListens),
+                false => Ok(message.payload),
+            };
+            return self.asks.answer(number, reply);
+        }
         let number = Subjects::call_of(&message.subject);
         if message.no_responders {
             if let Some(number) = number {
@@ -70,12 +79,16 @@ impl Reader {
             (Body::Request(request), _, Some(responder)) => {
                 let permit = match &request {
                     // Answers come by this subscription too: it does not wait.
-                    Request::Emit { to, payload, .. } => {
-                        let Some(permit) = self.budget.try_acquire(payload.len()) else {
-                            let dropped = to.iter().map(|id| (*id, Status::Dropped));
-                            return responder.respond(Answer::Statuses(dropped.collect()));
-                        };
-                        Some(permit)
+                    Request::Act(target, Act::Emit { payload, .. }) => {
+                        match (self.budget.try_acquire(payload.len()), target) {
+                            (Some(permit), _) => Some(permit),
+                            (None, Target::Sockets(ids)) => {
+                                let dropped = ids.iter().map(|id| (*id, Status::Dropped));
+                                return responder.respond(Answer::Statuses(dropped.collect()));
+                            }
+                            // Without an answer, this node is among the missing.
+                            (None, Target::Room(_) | Target::User(_)) => return,
+                        }
                     }
                     _ => None,
                 };

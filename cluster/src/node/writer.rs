@@ -171,8 +171,8 @@ impl<B: Bus> Writer<B> {
     async fn send(&self, parcel: Parcel) {
         let (body, _permit) = match parcel.what {
             What::Body(body, permit) => (*body, permit),
-            What::Raw(bytes) => {
-                let _ = self.hand_over(parcel.subject, None, bytes).await;
+            What::Raw(bytes, _permit) => {
+                let _ = self.hand_over(parcel.subject, parcel.reply, bytes).await;
                 return;
             }
             What::Void(number) => {

@@ -11,7 +11,7 @@ use actix_web::web;
 use subtle::ConstantTimeEq;
 
 use super::ApiError;
-use crate::app::Unisono;
+use crate::unisono::Unisono;
 
 /// Headers that show that somebody stands between the client and this server.
 const FORWARDING: [&str; 6] = [

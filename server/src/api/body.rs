@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use proto::client::{OneOrMany, present};
 use proto::name::NameError;
-use proto::{Close, EventName, Payload, RoomName};
+use proto::{Close, EventName, Payload, RoomName, UserName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -14,7 +14,8 @@ use super::{ApiError, room_name};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Emit<'a> {
-    pub(super) to: OneOrMany,
+    pub(super) to: Option<OneOrMany>,
+    pub(super) user: Option<String>,
     event: Option<String>,
     #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
@@ -55,8 +56,9 @@ pub(super) struct Broadcast<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Disconnect {
-    to: Option<OneOrMany>,
-    room: Option<String>,
+    pub(super) to: Option<OneOrMany>,
+    pub(super) room: Option<String>,
+    pub(super) user: Option<String>,
     #[serde(default = "Disconnect::code_default")]
     code: u16,
     #[serde(default)]
@@ -68,14 +70,16 @@ pub(super) struct Disconnect {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Membership {
-    to: OneOrMany,
-    room: String,
+    pub(super) to: Option<OneOrMany>,
+    pub(super) user: Option<String>,
+    pub(super) room: String,
 }
 
-/// Whom a request to disconnect means.
+/// Whom a request means.
 pub(super) enum Whom {
     Sockets(Vec<String>),
-    Room(String),
+    Room(RoomName),
+    User(UserName),
 }
 
 /// What is to be sent: an event with data, or a bare frame.
@@ -153,18 +157,29 @@ impl Disconnect {
         Close::by_application(self.code, self.reason.clone())
             .map_err(|error| ApiError::bad(format!("the {error}")))
     }
+}
 
-    pub(super) fn whom(&self) -> Result<Whom, ApiError> {
-        match (&self.to, &self.room) {
-            (Some(to), None) => Ok(Whom::Sockets(to.clone().into())),
-            (None, Some(room)) => Ok(Whom::Room(room.clone())),
-            _ => Err(ApiError::bad("one of `to` and `room` is needed".to_owned())),
+impl Whom {
+    pub(super) fn of(
+        to: Option<OneOrMany>,
+        room: Option<String>,
+        user: Option<String>,
+    ) -> Result<Self, ApiError> {
+        match (to, room, user) {
+            (Some(to), None, None) => Ok(Self::Sockets(to.into())),
+            (None, Some(room), None) => room_name(&room).map(Self::Room),
+            (None, None, Some(user)) => user_name(&user).map(Self::User),
+            _ => {
+                let message = "one of `to` and `user` is needed, or `room` in `disconnect`";
+                Err(ApiError::bad(message.to_owned()))
+            }
         }
     }
 }
 
-impl Membership {
-    pub(super) fn parts(self) -> Result<(Vec<String>, RoomName), ApiError> {
-        Ok((self.to.into(), room_name(&self.room)?))
-    }
+fn user_name(name: &str) -> Result<UserName, ApiError> {
+    UserName::parse(name).map_err(|error| ApiError {
+        code: "bad_user",
+        ..ApiError::bad(error.to_string())
+    })
 }

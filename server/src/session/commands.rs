@@ -5,15 +5,16 @@ use std::sync::Arc;
 use actix::{AsyncContext, Context};
 use cluster::Permit;
 use proto::client::{ClientId, ClientMessage, Command, ErrorCode, Refusal, room_data};
-use proto::envelope::Payload;
+use proto::envelope::{Act, Payload};
 use proto::{Audience, Close, Publication, RoomName};
 
 use super::{Emitted, Session, Stall};
-use crate::app::PublishError;
 use crate::delivery::Delivery;
 use crate::node::Publish;
+use crate::rate::Limit;
 use crate::registry::{Join, Leave};
-use crate::rules::{self, ClientEvents, Rule};
+use crate::rules::{ClientEvents, Denied, Rule};
+use crate::unisono::PublishError;
 use crate::websocket::frame::{self, encode};
 use crate::websocket::{Incoming, Opcode};
 
@@ -22,7 +23,8 @@ impl Session {
         match incoming {
             Incoming::Text(text) if self.native() => self.on_text(&text, ctx),
             Incoming::Text(text) => {
-                self.on_client_event(None, Payload::Text(text.into_owned().into()));
+                let payload = Payload::Text(text.into_owned().into());
+                self.on_raw(payload, ctx);
             }
             Incoming::Binary(_) if self.native() => self.refuse(&Refusal {
                 id: None,
@@ -31,7 +33,8 @@ impl Session {
                 event: None,
             }),
             Incoming::Binary(bytes) => {
-                self.on_client_event(None, Payload::Binary(bytes.into_owned().into()));
+                let payload = Payload::Binary(bytes.into_owned().into());
+                self.on_raw(payload, ctx);
             }
             // Of those that a client does not read, only the latest (RFC 6455 §5.5.3).
             Incoming::Ping(payload) if self.outbox.blocked_since().is_some() => {
@@ -41,11 +44,12 @@ impl Session {
             Incoming::Pong => self.pinged = None,
             Incoming::Close(close) => {
                 // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
-                let echo = close.map(|close| Close {
+                let echo = close.clone().map(|close| Close {
                     reason: "".into(),
                     ..close
                 });
-                self.close_with(frame::close(echo.as_ref()), true);
+                let end = close.unwrap_or(Close::NO_STATUS);
+                self.close_with(frame::close(echo.as_ref()), end, true);
             }
         }
     }
@@ -56,9 +60,17 @@ impl Session {
             Err(refusal) => return self.refuse(&refusal),
         };
         let event = command.server_event();
+        if !self.may_go_on() {
+            return self.refuse(&Refusal {
+                id,
+                code: ErrorCode::RateLimited,
+                message: "too many messages in too short a time".to_owned(),
+                event: event.map(str::to_owned),
+            });
+        }
         let done = match command {
             Command::Event { name, data } => {
-                return self.on_client_event(id, Payload::Event { name, data });
+                return self.on_client_event(id, Payload::Event { name, data }, ctx);
             }
             Command::Join(room) => self.on_join(room, id.clone()),
             Command::Leave(room) => self.on_leave(room, id.clone()),
@@ -68,13 +80,8 @@ impl Session {
             Command::Emit { to, name, data } => {
                 self.on_emit(to, Payload::Event { name, data }, id.clone(), ctx)
             }
-            Command::Ping(data) => {
-                let data = data
-                    .as_ref()
-                    .and_then(|data| std::str::from_utf8(data).ok());
-                self.ack(id.as_ref(), data);
-                return;
-            }
+            Command::Ping(data) => return self.ack(id.as_ref(), data.as_deref()),
+            Command::Refresh(token) => return self.on_refresh(token, id, ctx),
         };
         if let Err((code, message)) = done {
             self.refuse(&Refusal {
@@ -86,19 +93,58 @@ impl Session {
         }
     }
 
-    /// An event of the application's own, or a bare frame: for the room of the URL.
-    fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload) {
+    /// A raw client cannot be told that a frame of its went nowhere, other than by the end.
+    fn on_raw(&mut self, payload: Payload, ctx: &mut Context<Self>) {
+        if self.may_go_on() {
+            self.on_client_event(None, payload, ctx);
+        } else {
+            self.close(&Close::RATE);
+        }
+    }
+
+    /// Counts a message against the limit. Whoever was told of it too often is closed.
+    fn may_go_on(&mut self) -> bool {
+        let sockets = &self.worker.shared.config.sockets;
+        let limit = Limit {
+            rate: sockets.message_rate,
+            burst: sockets.message_burst,
+        };
+        if self.messages.take(limit, self.heard) {
+            return true;
+        }
+        metrics::counter!("unisono_rate_limited_total").increment(1);
+        let warnings = Limit {
+            rate: 1,
+            burst: sockets.rate_warnings,
+        };
+        if !self.warnings.take(warnings, self.heard) {
+            self.close(&Close::RATE);
+        }
+        false
+    }
+
+    /// An event of the application's own, or a bare frame: for a handler, or the room of the URL.
+    fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload, ctx: &mut Context<Self>) {
+        if let Err(denied) = self.rule.may_send(&self.grant) {
+            return self.refuse_event(id, &payload, denied);
+        }
+        let Some(payload) = self.handle(&id, payload, ctx) else {
+            return;
+        };
         let except = match self.rule.client_events {
             ClientEvents::Relay => vec![self.id],
             ClientEvents::Echo => Vec::new(),
-            // Handled, by an application that is not there yet.
-            ClientEvents::Forward => return self.ack(id.as_ref(), Some("{}")),
+            ClientEvents::Forward if self.rule.handlers.is_some() => {
+                let denied = (ErrorCode::UnknownEvent, "the application has no such event");
+                return self.refuse_event(id, &payload, denied);
+            }
+            ClientEvents::Forward => return self.forward(id, &payload, ctx),
             ClientEvents::Deny => {
                 let denied = (ErrorCode::Forbidden, "clients send no events here");
                 return self.refuse_event(id, &payload, denied);
             }
         };
-        if !self.rooms.contains(&self.home) {
+        if !self.is_in(&self.home) {
             let message = "not a member of the room of the URL any more";
             return self.refuse_event(id, &payload, (ErrorCode::NotJoined, message));
         }
@@ -110,26 +156,22 @@ impl Session {
         self.publish(publication, id);
     }
 
-    fn refuse_event(&mut self, id: Option<ClientId>, payload: &Payload, denied: Denied) {
+    pub(super) fn refuse_event(&mut self, id: Option<ClientId>, payload: &Payload, denied: Denied) {
         let (code, message) = denied;
         self.refuse(&Refusal {
             id,
             code,
             message: message.to_owned(),
-            event: match payload {
-                Payload::Event { name, .. } => Some(name.to_string()),
-                Payload::Text(_) | Payload::Binary(_) => None,
-            },
+            event: event_of(payload),
         });
     }
 
     fn on_join(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
         let rule = self.find_rule(&room)?;
-        if !rule.join.by_client() {
-            return Err((ErrorCode::Forbidden, "clients may not join this room"));
-        }
-        if self.rooms.contains(&room) {
-            self.ack(id.as_ref(), Some(&room_data(&room)));
+        let rules = &self.shared().config.rules;
+        rules.may_join(&rule, &room, &self.grant)?;
+        if self.is_in(&room) {
+            self.ack(id.as_ref(), Some(room_data(&room).as_bytes()));
             return Ok(());
         }
         if self.rooms.len() + self.joins.len() >= self.shared().config.sockets.rooms_per_socket {
@@ -141,7 +183,7 @@ impl Session {
     }
 
     fn on_leave(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
-        let Some(index) = self.rooms.iter().position(|joined| *joined == room) else {
+        let Some(index) = self.rooms.iter().position(|joined| joined.room == room) else {
             return Err((ErrorCode::NotJoined, "not a member of this room"));
         };
         self.rooms.remove(index);
@@ -156,16 +198,9 @@ impl Session {
         payload: Payload,
         id: Option<ClientId>,
     ) -> Result<(), Denied> {
-        match self.find_rule(&room)?.publish {
-            rules::Publish::Anyone => {}
-            rules::Publish::Members if self.rooms.contains(&room) => {}
-            rules::Publish::Members => {
-                return Err((ErrorCode::NotJoined, "only members publish to this room"));
-            }
-            rules::Publish::None => {
-                return Err((ErrorCode::Forbidden, "clients may not publish to this room"));
-            }
-        }
+        let rule = self.find_rule(&room)?;
+        let rules = &self.shared().config.rules;
+        rules.may_publish(&rule, &room, &self.grant, self.is_in(&room))?;
         let publication = Publication {
             from: Some(self.id),
             except: vec![self.id],
@@ -182,19 +217,18 @@ impl Session {
         id: Option<ClientId>,
         ctx: &mut Context<Self>,
     ) -> Result<(), Denied> {
-        if !self.rule.emit {
-            return Err((ErrorCode::Forbidden, "clients may not emit here"));
-        }
+        self.rule.may_emit(&self.grant)?;
         if to.len() > self.shared().config.sockets.emit_ids {
             return Err((ErrorCode::BadMessage, "too many ids in `to`"));
         }
-        let results = self.worker.app.emit(to, payload, Some(self.id));
+        let from = Some(self.id);
+        let results = self.worker.unisono.act(to, Act::Emit { payload, from });
         let results = results.map_err(|error| match error {
             PublishError::TooLarge => (ErrorCode::TooLarge, "more than the bus takes"),
             PublishError::Busy => (ErrorCode::Unavailable, "too much is on its way"),
         })?;
         if let Some(id) = id {
-            self.emits_in_flight += 1;
+            self.asks_in_flight += 1;
             let session = ctx.address();
             actix_rt::spawn(async move {
                 let results = results.await;
@@ -237,10 +271,15 @@ impl Session {
         permit: Permit,
     ) {
         let delivery = Delivery::new(publication, self.shared().node, permit);
-        self.worker.app.node.do_send(Publish::quietly(delivery));
-        self.ack(id, Some("{}"));
+        self.worker.unisono.node.do_send(Publish::quietly(delivery));
+        self.ack(id, Some(b"{}"));
     }
 }
 
-/// Why a rule says no.
-type Denied = (ErrorCode, &'static str);
+/// The name of the event, where it has one.
+pub(super) fn event_of(payload: &Payload) -> Option<String> {
+    match payload {
+        Payload::Event { name, .. } => Some(name.to_string()),
+        Payload::Text(_) | Payload::Binary(_) => None,
+    }
+}

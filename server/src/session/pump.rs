@@ -161,20 +161,16 @@ impl Session {
                 self.published(stall.publication, stall.id.as_ref(), permit);
             }
         }
-        self.emits_in_flight < self.shared().config.sockets.emits_in_flight
+        !self.is_busy()
     }
 
     fn take_in(&mut self, mut input: &mut [u8], ctx: &mut Context<Self>) {
         self.heard = Instant::now();
-        let emits_max = self.shared().config.sockets.emits_in_flight;
         loop {
             match &self.phase {
                 Phase::Closing(closing) if closing.deaf => return,
                 Phase::Closing(_) => {}
-                _ if self.stall.is_some()
-                    || self.emits_in_flight >= emits_max
-                    || self.messages_left == 0 =>
-                {
+                _ if self.stall.is_some() || self.is_busy() || self.messages_left == 0 => {
                     debug_assert!(self.carry.is_empty(), "nothing is read before it is used");
                     self.carry = input.to_vec();
                     return;
@@ -186,7 +182,7 @@ impl Session {
                 Ok(Some(incoming)) => incoming,
                 Err(close) => {
                     debug!(socket = %self.id, code = close.code, "bad input");
-                    self.close_with(frame::close(Some(&close)), true);
+                    self.close_with(frame::close(Some(&close)), close, true);
                     // If it was closing already, it is deaf from now on.
                     self.deafen();
                     return;

@@ -1,5 +1,7 @@
 //! The opening handshake (RFC 6455 §4.2): what a request head asks for, and the answers.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use proto::RoomName;
@@ -20,6 +22,8 @@ pub enum Wanted {
 pub struct Upgrade {
     /// The room that the path names.
     pub room: RoomName,
+    /// The query of the URL.
+    pub query: String,
     /// The value of `Sec-WebSocket-Accept`.
     pub accept: String,
     /// Whether the client offers [`SUBPROTOCOL`].
@@ -30,7 +34,7 @@ pub struct Upgrade {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The HTTP status with its reason phrase.
-    pub status: &'static str,
+    pub status: Cow<'static, str>,
     /// For programs.
     pub code: &'static str,
     /// For people.
@@ -68,7 +72,7 @@ pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
     }
     if version != Some("13") {
         return Err(Refusal {
-            status: "426 Upgrade Required",
+            status: "426 Upgrade Required".into(),
             code: "wrong_version",
             message: "the WebSocket version is 13".to_owned(),
             header: "Sec-WebSocket-Version: 13\r\n",
@@ -83,8 +87,11 @@ pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
         code: "bad_room",
         ..Refusal::bad(error.to_string())
     })?;
+    let target = request.path.unwrap_or("/");
+    let query = target.split_once('?').map_or("", |(_, query)| query);
     Ok(Wanted::Socket(Upgrade {
         room,
+        query: query.split('#').next().unwrap_or_default().to_owned(),
         accept: accept(key),
         subprotocol: has_token(request, "sec-websocket-protocol", SUBPROTOCOL),
     }))
@@ -143,9 +150,9 @@ impl Upgrade {
 
 impl Refusal {
     /// A refusal with that status.
-    pub fn of(status: &'static str, code: &'static str, message: &str) -> Self {
+    pub fn of(status: impl Into<Cow<'static, str>>, code: &'static str, message: &str) -> Self {
         Self {
-            status,
+            status: status.into(),
             code,
             message: message.to_owned(),
             header: "",
@@ -162,7 +169,7 @@ impl Refusal {
 
     fn bad(message: impl Into<String>) -> Self {
         Self {
-            status: "400 Bad Request",
+            status: "400 Bad Request".into(),
             code: "bad_handshake",
             message: message.into(),
             header: "",

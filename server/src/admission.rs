@@ -1,0 +1,159 @@
+//! Who is let in: all that is checked before the answer to a handshake, on either wire.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use proto::{RoomName, SocketId, UserName};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::app::{Accept, Context, Inner, Refuse, Socket};
+use crate::auth::{Denied, Grant};
+use crate::handshake::Handshake;
+use crate::rules::Rule;
+use crate::shared::{Shared, Slot};
+use crate::unisono::Unisono;
+use crate::websocket::handshake::Refusal;
+
+/// A client that is let in.
+pub struct Admitted {
+    /// The room of the URL.
+    pub room: RoomName,
+    /// Its rule.
+    pub rule: Arc<Rule>,
+    /// What the client may do.
+    pub grant: Grant,
+    /// Where it is.
+    pub peer: SocketAddr,
+    /// What the application keeps with the connection.
+    context: Context,
+    /// Its place among the sockets of the node.
+    pub slot: Slot,
+}
+
+/// Asks everybody who has a say, in the order of what it costs to ask.
+pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted, Refusal> {
+    handshake.peer = shared
+        .auth
+        .client_address(handshake.peer, &handshake.headers);
+    if let Some(addresses) = &shared.addresses {
+        let mut addresses = addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if !addresses.take(handshake.peer.ip(), Instant::now()) {
+            metrics::counter!("unisono_rate_limited_total").increment(1);
+            return Err(Refusal {
+                header: "Retry-After: 1\r\n",
+                ..Refusal::of(
+                    "429 Too Many Requests",
+                    "rate_limited",
+                    "too many handshakes from this address",
+                )
+            });
+        }
+    }
+    let room = handshake.room.clone();
+    let Some(rule) = shared.config.rules.find(&room).cloned() else {
+        let message = "there is no such room";
+        return Err(Refusal::of("404 Not Found", "no_such_room", message));
+    };
+    if !rule.join.by_url() {
+        return Err(forbidden("clients may not come to this room by its URL"));
+    }
+    if shared.load.draining.load(Ordering::Relaxed) {
+        let message = "the node is about to stop";
+        return Err(Refusal::unavailable("draining", message));
+    }
+    let Some(slot) = shared.load.socket(shared.config.sockets.max) else {
+        return Err(Refusal::unavailable("full", "the node is full"));
+    };
+    shared.auth.check_origin(&handshake)?;
+    let mut grant = shared.auth.authenticate(&handshake).await?;
+    let mut context = Context::default();
+    handshake.user = grant.user.clone();
+    let handler = rule
+        .handlers
+        .as_ref()
+        .and_then(|handlers| handlers.handshake());
+    if let Some(handler) = handler {
+        let limit = shared.config.sockets.handler_timeout;
+        let accept = match timeout(limit, handler(handshake.clone())).await {
+            Ok(accept) => accept?,
+            Err(_) => {
+                warn!(?limit, "on_handshake took too long");
+                let message = "the application does not answer handshakes";
+                return Err(Refusal::unavailable("unavailable", message));
+            }
+        };
+        context = accepted(accept, &mut grant)?;
+    }
+    let entered = shared.config.rules.may_enter(&rule, &room, &grant);
+    entered.map_err(|(_, message)| forbidden(message))?;
+    Ok(Admitted {
+        room,
+        rule,
+        grant,
+        peer: handshake.peer,
+        context,
+        slot,
+    })
+}
+
+fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
+    if let Some(user) = accept.user {
+        let user = UserName::parse(&user).map_err(|error| {
+            warn!(%error, "on_handshake gave a bad name of a user");
+            Refusal::of(
+                "500 Internal Server Error",
+                "handler_failed",
+                "the handler failed",
+            )
+        })?;
+        grant.user = Some(user);
+    }
+    Ok(accept.context)
+}
+
+fn forbidden(message: &str) -> Refusal {
+    Refusal::of("403 Forbidden", "forbidden", message)
+}
+
+impl Admitted {
+    /// The socket for handlers, where the room has some. To be taken once.
+    pub fn socket(&mut self, id: SocketId, unisono: &Unisono) -> Option<Socket> {
+        self.rule.handlers.as_ref()?;
+        let parameters = self.rule.pattern.parameters(self.room.as_str()).into_iter();
+        Some(Socket(Arc::new(Inner {
+            session: OnceLock::new(),
+            id,
+            unisono: unisono.clone(),
+            room: self.room.clone(),
+            parameters: parameters
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            user: self.grant.user.clone(),
+            peer: self.peer,
+            context: std::mem::take(&mut self.context),
+            lane: Mutex::new(()),
+        })))
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Unauthorized(why) => Self::of("401 Unauthorized", "unauthorized", &why),
+            Denied::Forbidden(why) => Self::of("403 Forbidden", "forbidden", &why),
+            Denied::Unavailable(why) => Self::unavailable("unavailable", &why),
+        }
+    }
+}
+
+impl From<Refuse> for Refusal {
+    fn from(Refuse { status, message }: Refuse) -> Self {
+        let status = actix_http::StatusCode::from_u16(status);
+        let status = status.unwrap_or(actix_http::StatusCode::FORBIDDEN);
+        let reason = status.canonical_reason().unwrap_or("Refused");
+        Self::of(format!("{} {reason}", status.as_u16()), "refused", &message)
+    }
+}

@@ -1,0 +1,256 @@
+//! The actor of one event stream (server-sent events): a session that only receives. It is the body of an
+//! HTTP response, and is polled as that: when the client takes nothing, it stands still until the connection's
+//! time is up, and what is sent to it meanwhile counts against its queue.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::{Actor, ActorContext, AsyncContext, Handler};
+use actix_web::body::{BodyStream, MessageBody};
+use actix_web_actors::HttpContext;
+use bytes::Bytes;
+use proto::client::{closing_text, open_text};
+use proto::{Close, RoomName, SocketId};
+use tokio::time::Instant;
+
+use super::{
+    Deliver, Disconnect, Joined, Left, Overflowed, Queue, Refused, SessionActor, SessionRef, Wake,
+    outbox,
+};
+use crate::admission::Admitted;
+use crate::app::{Job, Socket};
+use crate::auth::Grant;
+use crate::delivery::{Wire, sse};
+use crate::registry::{Closed, Open, WakeAt};
+use crate::rules::{Format, Rule};
+use crate::shared::Slot;
+use crate::worker::Worker;
+
+/// The actor.
+pub struct EventStream {
+    id: SocketId,
+    worker: Rc<Worker>,
+    peer: SocketAddr,
+    grant: Grant,
+    rule: Arc<Rule>,
+    home: RoomName,
+    /// For handlers, where the room has some.
+    socket: Option<Socket>,
+    queue: Arc<Queue>,
+    open: bool,
+    written: Instant,
+    disconnect: Option<(Instant, Disconnect)>,
+    expires: Option<Instant>,
+    end: Option<Close>,
+    slot: Option<Slot>,
+}
+
+impl Actor for EventStream {
+    type Context = HttpContext<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let session = SessionRef {
+            id: self.id,
+            wire: Wire::EventStream,
+            user: self.grant.user.clone(),
+            native: self.native(),
+            actor: SessionActor::Stream(ctx.address()),
+            queue: Arc::clone(&self.queue),
+        };
+        if let Some(socket) = &self.socket {
+            let _ = socket.0.session.set(session.clone());
+        }
+        self.worker.registry.do_send(Open {
+            session,
+            room: self.home.clone(),
+            rule: Arc::clone(&self.rule),
+            peer: self.peer,
+        });
+        self.schedule();
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        let end = self.end.take().unwrap_or(Close::GONE);
+        self.worker.registry.do_send(Closed(self.id, end.clone()));
+        let slot = self.slot.take();
+        if self.open
+            && let Some(running) = self.run(Job::Close(end))
+        {
+            actix_rt::spawn(async move {
+                let _ = running.await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+impl Handler<Deliver> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, Deliver(frames): Deliver, ctx: &mut Self::Context) {
+        self.queue.remove(outbox::cost(&frames));
+        self.write(frames, ctx);
+    }
+}
+
+impl Handler<Overflowed> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, Overflowed: Overflowed, ctx: &mut Self::Context) {
+        self.close(Close::SLOW, None, ctx);
+    }
+}
+
+impl Handler<Joined> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, Joined(_): Joined, ctx: &mut Self::Context) {
+        if self.open {
+            return;
+        }
+        self.open = true;
+        let shared = &self.worker.shared;
+        if self.native() && shared.config.sockets.greeting {
+            let interval = shared.config.sockets.ping_interval.as_secs_f64();
+            let text = open_text(self.id, &self.home, shared.node, interval);
+            self.write(sse::data(text.as_bytes()), ctx);
+        } else {
+            // The client learns that it is there.
+            self.write(Bytes::from_static(sse::COMMENT), ctx);
+        }
+        if let Some(running) = self.run(Job::Open) {
+            actix_rt::spawn(async move {
+                let _ = running.await;
+            });
+        }
+    }
+}
+
+impl Handler<Refused> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, _: Refused, _: &mut Self::Context) {}
+}
+
+impl Handler<Left> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, _: Left, _: &mut Self::Context) {}
+}
+
+impl Handler<Disconnect> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, disconnect: Disconnect, ctx: &mut Self::Context) {
+        if disconnect.after.is_zero() {
+            return self.disconnect(&disconnect, ctx);
+        }
+        let at = Instant::now() + disconnect.after;
+        let earlier = self
+            .disconnect
+            .as_ref()
+            .is_none_or(|planned| at < planned.0);
+        if earlier {
+            self.disconnect = Some((at, disconnect));
+            self.schedule();
+        }
+    }
+}
+
+impl Handler<Wake> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, Wake: Wake, ctx: &mut Self::Context) {
+        let now = Instant::now();
+        if let Some((_, disconnect)) = self.disconnect.take_if(|planned| planned.0 <= now) {
+            return self.disconnect(&disconnect, ctx);
+        }
+        if self.expires.is_some_and(|expires| expires <= now) {
+            return self.close(Close::EXPIRED, None, ctx);
+        }
+        if now >= self.written + self.worker.shared.config.sockets.ping_interval {
+            // Keeps proxies from taking the connection for idle, and shows when it is dead.
+            self.write(Bytes::from_static(sse::COMMENT), ctx);
+        }
+        self.schedule();
+    }
+}
+
+impl EventStream {
+    /// The session of a client that was let in, as the body of the response.
+    pub fn start_on(worker: Rc<Worker>, mut admitted: Admitted) -> impl MessageBody {
+        let id = SocketId::new(worker.shared.node, worker.index, rand::random());
+        let now = Instant::now();
+        let stream = Self {
+            id,
+            socket: admitted.socket(id, &worker.unisono),
+            peer: admitted.peer,
+            expires: admitted.grant.expires(now, &worker.shared.config.auth),
+            grant: admitted.grant,
+            rule: admitted.rule,
+            home: admitted.room,
+            queue: Queue::new(&worker.shared),
+            open: false,
+            written: now,
+            disconnect: None,
+            end: None,
+            slot: Some(admitted.slot),
+            worker,
+        };
+        BodyStream::new(HttpContext::create(stream))
+    }
+
+    fn native(&self) -> bool {
+        self.rule.format == Format::Json
+    }
+
+    fn write(&mut self, event: Bytes, ctx: &mut HttpContext<Self>) {
+        if self.end.is_none() {
+            self.written = Instant::now();
+            ctx.write(event);
+        }
+    }
+
+    fn disconnect(&mut self, disconnect: &Disconnect, ctx: &mut HttpContext<Self>) {
+        let reconnect_in = disconnect.reconnect_in;
+        let reconnect_in_ms = reconnect_in.map(|reconnect_in| reconnect_in.as_millis() as u64);
+        self.close(disconnect.close.clone(), reconnect_in_ms, ctx);
+    }
+
+    /// A stream has no close frame: its last event says what one would, and when to come back, which a browser
+    /// does by itself.
+    fn close(&mut self, close: Close, reconnect_in_ms: Option<u64>, ctx: &mut HttpContext<Self>) {
+        if self.end.is_some() {
+            return;
+        }
+        if let Some(ms) = reconnect_in_ms {
+            self.write(format!("retry: {ms}\n\n").into(), ctx);
+        }
+        if self.native() && self.open {
+            let text = closing_text(close.code, &close.reason, reconnect_in_ms);
+            self.write(sse::data(text.as_bytes()), ctx);
+        }
+        self.worker.registry.do_send(Closed(self.id, close.clone()));
+        self.end = Some(close);
+        ctx.write_eof();
+        ctx.stop();
+    }
+
+    fn schedule(&self) {
+        let ping = self.written + self.worker.shared.config.sockets.ping_interval;
+        let disconnect = self.disconnect.as_ref().map(|planned| planned.0);
+        let times = [disconnect, self.expires].into_iter().flatten();
+        let at = times.fold(ping, Instant::min);
+        self.worker.registry.do_send(WakeAt(self.id, at));
+    }
+
+    fn run(&self, job: Job) -> Option<impl Future<Output = crate::app::Done> + use<>> {
+        let handlers = self.rule.handlers.as_ref()?;
+        let socket = self.socket.clone()?;
+        let limit = self.worker.shared.config.sockets.handler_timeout;
+        handlers
+            .handle(&job)
+            .then(|| handlers.run(socket, job, limit))
+    }
+}

@@ -1,0 +1,343 @@
+//! The handle that everybody outside the actors speaks through: the HTTP API, applications, and sessions on
+//! behalf of their clients.
+
+mod verbs;
+
+pub use verbs::{Confirmed, Disconnect, Outgoing, SendError};
+pub(crate) use verbs::{event, text};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::Addr;
+use cluster::{CallError, Gathered, Permit, Sent};
+use futures_util::future::join_all;
+use proto::envelope::{
+    Act, Answer, Payload, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery,
+    Status, Target,
+};
+use proto::{Audience, NodeId, Publication, SocketId};
+use tokio::sync::oneshot;
+
+use crate::ask::{Kind, Workers, group_by};
+use crate::delivery::Delivery;
+use crate::node::{Node, Publish, Report};
+use crate::shared::Shared;
+
+/// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Unisono {
+    /// What the actors share.
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) node: Addr<Node>,
+    pub(crate) workers: Workers,
+}
+
+/// Which nodes took part in an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// How many did, this one included.
+    pub reached: usize,
+    /// Which did not, though they are thought to be up.
+    pub missing: Vec<NodeId>,
+}
+
+/// An answer of several nodes.
+#[derive(Clone, Debug)]
+pub struct Partial<T> {
+    /// What those said who answered.
+    pub value: T,
+    /// Who that was.
+    pub nodes: Nodes,
+}
+
+/// Why a publication was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// More bytes than the bus takes.
+    #[error("larger than the bus takes")]
+    TooLarge,
+    /// Too much is on its way already.
+    #[error("too many publications are on their way")]
+    Busy,
+}
+
+impl Unisono {
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.shared.node
+    }
+
+    /// Whether the rooms of that name speak JSON, and so greet.
+    #[cfg(feature = "testing")]
+    pub(crate) fn speaks_json(&self, path: &str) -> bool {
+        let path = path.split('?').next().unwrap_or_default();
+        let room = proto::RoomName::from_path(path).ok();
+        let rule = room.and_then(|room| self.shared.config.rules.find(&room).cloned());
+        rule.is_some_and(|rule| rule.format == crate::rules::Format::Json)
+    }
+
+    /// Does something with sockets, wherever they are. Ids that are none are told so. The request is on its
+    /// way, in the order of the calls, when this returns; the future is for the statuses.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was sent when it is too large, or too much is under way.
+    pub(crate) fn act(
+        &self,
+        to: Vec<String>,
+        act: Act,
+    ) -> Result<impl Future<Output = Vec<(String, Status)>> + use<>, PublishError> {
+        let permit = self.permit_for(&act, to.len())?;
+        Ok(self.each(to, &act, permit.as_ref()))
+    }
+
+    /// Does something with the sockets of a room or a user, and says with how many.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Unisono::act`].
+    pub(crate) fn act_on(
+        &self,
+        target: Target,
+        act: Act,
+    ) -> Result<impl Future<Output = Partial<u64>> + use<>, PublishError> {
+        let permit = self.permit_for(&act, 0)?;
+        let request = Request::Act(target, act);
+        let asked = self.everywhere(request, permit.as_ref(), |answer| match answer {
+            Answer::Count(count) => count,
+            _ => 0,
+        });
+        Ok(asked)
+    }
+
+    /// A share of the budget for what a request carries.
+    fn permit_for(&self, act: &Act, ids: usize) -> Result<Option<Permit>, PublishError> {
+        let Act::Emit { payload, .. } = act else {
+            return Ok(None);
+        };
+        // Ids cost their bytes and two of framing.
+        if !self.shared.cluster.fits(payload.len() + ids * 18) {
+            return Err(PublishError::TooLarge);
+        }
+        let permit = self.shared.budget.try_acquire(payload.len());
+        permit.map(Some).ok_or(PublishError::Busy)
+    }
+
+    /// Sends to rooms, or to everybody; a socket in several of the rooms gets it once.
+    pub(crate) async fn send(
+        &self,
+        to: Vec<Audience>,
+        payload: Payload,
+        except: Vec<SocketId>,
+    ) -> Result<Sent, PublishError> {
+        let mut replies = Vec::new();
+        for (publication, permit) in self.publications(to, &payload, &except)? {
+            let delivery = Delivery::new(publication, self.shared.node, permit);
+            let (reply, sent) = oneshot::channel();
+            let publish = Publish::reported(delivery, Report::Sent(reply));
+            self.node.do_send(publish);
+            replies.push(sent);
+        }
+        let mut sent = Sent::ToAll;
+        for reply in replies {
+            if reply.await != Ok(Sent::ToAll) {
+                sent = Sent::LocalOnly;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// As [`Unisono::send`], and waits to learn how many sockets got it.
+    pub(crate) async fn send_confirmed(
+        &self,
+        to: Vec<Audience>,
+        payload: Payload,
+        except: Vec<SocketId>,
+    ) -> Result<Partial<u64>, PublishError> {
+        let mut replies = Vec::new();
+        for (publication, permit) in self.publications(to, &payload, &except)? {
+            let publication = Publication {
+                confirm: true,
+                ..publication
+            };
+            let (done, here) = oneshot::channel();
+            let (reply, elsewhere) = oneshot::channel();
+            let delivery = Delivery::counted(publication, self.shared.node, permit, done);
+            let publish = Publish::reported(delivery, Report::Confirmed(reply));
+            self.node.do_send(publish);
+            replies.push((here, elsewhere));
+        }
+        let mut total = 0;
+        let mut nodes = Nodes::default();
+        for (here, elsewhere) in replies {
+            total += here.await.unwrap_or(0);
+            let gathered = elsewhere.await.unwrap_or_default();
+            let those = Nodes::of(&gathered);
+            total += match Kind::Count.merge(gathered.answers.into_iter().map(|(_, a)| a)) {
+                Answer::Count(count) => count,
+                _ => 0,
+            };
+            nodes = nodes.worse(those);
+        }
+        Ok(Partial {
+            value: total,
+            nodes,
+        })
+    }
+
+    /// Describes a socket.
+    pub async fn socket(&self, id: SocketId) -> Result<Option<SocketInfo>, CallError> {
+        let request = Request::Socket(id);
+        let answer = if id.node() == self.shared.node {
+            Ok(self.workers.ask(request, None).await)
+        } else {
+            self.shared.cluster.call(id.node(), request, None).await
+        };
+        match answer {
+            Ok(Answer::Socket(socket)) => Ok(socket),
+            Ok(_) | Err(CallError::NodeGone) => Ok(None),
+            Err(CallError::Timeout) => Err(CallError::Timeout),
+        }
+    }
+
+    /// Lists rooms, by name.
+    pub async fn rooms(&self, query: RoomsQuery) -> Partial<RoomsPage> {
+        self.everywhere(Request::Rooms(query), None, |answer| match answer {
+            Answer::Rooms(page) => page,
+            _ => RoomsPage::default(),
+        })
+        .await
+    }
+
+    /// Lists the sockets of a room, by id.
+    pub async fn sockets(&self, query: SocketsQuery) -> Partial<SocketsPage> {
+        self.everywhere(Request::Sockets(query), None, |answer| match answer {
+            Answer::Sockets(page) => page,
+            _ => SocketsPage::default(),
+        })
+        .await
+    }
+
+    /// Asks each node about its own sockets, all at once, and puts the statuses in the order of `to`.
+    fn each(
+        &self,
+        to: Vec<String>,
+        act: &Act,
+        permit: Option<&Permit>,
+    ) -> impl Future<Output = Vec<(String, Status)>> + use<> {
+        let parsed: Vec<_> = to.iter().map(|text| SocketId::parse(text).ok()).collect();
+        let mut distinct: Vec<_> = parsed.iter().flatten().copied().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let mut here = None;
+        let mut elsewhere = Vec::new();
+        for (node, ids) in group_by(&distinct, SocketId::node) {
+            let part = Request::Act(Target::Sockets(ids.clone()), act.clone());
+            if node == self.shared.node {
+                here = Some(self.workers.ask(part, permit));
+            } else {
+                let answer = self.shared.cluster.call(node, part, permit.cloned());
+                elsewhere.push(async move { (ids, answer.await) });
+            }
+        }
+        async move {
+            let mut statuses = HashMap::new();
+            if let Some(here) = here
+                && let Answer::Statuses(found) = here.await
+            {
+                statuses.extend(found);
+            }
+            for (ids, answer) in join_all(elsewhere).await {
+                match answer {
+                    Ok(Answer::Statuses(found)) => statuses.extend(found),
+                    Ok(_) => {}
+                    Err(CallError::NodeGone) => {
+                        statuses.extend(ids.into_iter().map(|id| (id, Status::NodeGone)));
+                    }
+                    Err(CallError::Timeout) => {}
+                }
+            }
+            let status = |id: Option<SocketId>| match id {
+                None => Status::Invalid,
+                Some(id) => statuses.get(&id).copied().unwrap_or(Status::Timeout),
+            };
+            to.into_iter()
+                .zip(parsed)
+                .map(|(text, id)| (text, status(id)))
+                .collect()
+        }
+    }
+
+    /// The request is on its way when this returns; the future is for the answers.
+    fn everywhere<T>(
+        &self,
+        request: Request,
+        permit: Option<&Permit>,
+        read: fn(Answer) -> T,
+    ) -> impl Future<Output = Partial<T>> + use<T> {
+        let kind = Kind::of(&request);
+        let elsewhere = self.shared.cluster.call_all(request.clone());
+        let here = self.workers.ask(request, permit);
+        async move {
+            let here = here.await;
+            let gathered = elsewhere.await;
+            let nodes = Nodes::of(&gathered);
+            let others = gathered.answers.into_iter().map(|(_, answer)| answer);
+            Partial {
+                value: read(kind.merge(std::iter::once(here).chain(others))),
+                nodes,
+            }
+        }
+    }
+
+    /// One publication for each audience, with their permit.
+    fn publications(
+        &self,
+        to: Vec<Audience>,
+        payload: &Payload,
+        except: &[SocketId],
+    ) -> Result<Vec<(Publication, Permit)>, PublishError> {
+        // Ids cost their bytes and two of framing.
+        if !self.shared.cluster.fits(payload.len() + except.len() * 18) {
+            return Err(PublishError::TooLarge);
+        }
+        // The payload is one, however many rooms it goes to.
+        let permit = self.shared.budget.try_acquire(payload.len());
+        let permit = permit.ok_or(PublishError::Busy)?;
+        let once = (to.len() > 1).then(|| self.shared.next_once());
+        let publication = |to| Publication {
+            except: except.to_vec(),
+            once,
+            ..Publication::new(to, payload.clone())
+        };
+        let publications = to.into_iter().map(publication);
+        Ok(publications
+            .map(|publication| (publication, permit.clone()))
+            .collect())
+    }
+}
+
+impl Nodes {
+    fn of(gathered: &Gathered) -> Self {
+        // Gone or silent: a node that is cut off from the bus is "gone" too, with all its sockets alive.
+        let mut missing: Vec<_> = gathered.missing.iter().map(|(node, _)| *node).collect();
+        missing.sort_unstable();
+        Self {
+            reached: 1 + gathered.answers.len(),
+            missing,
+        }
+    }
+
+    /// Of two accounts of one send, who took part in both.
+    fn worse(mut self, other: Self) -> Self {
+        if self.reached == 0 {
+            return other;
+        }
+        self.missing.extend(other.missing);
+        self.missing.sort_unstable();
+        self.missing.dedup();
+        self.reached = self.reached.min(other.reached);
+        self
+    }
+}
