@@ -25,6 +25,7 @@ mod node;
 
 mod ask;
 mod delivery;
+mod hooks;
 mod outside;
 mod shared;
 mod signature;
