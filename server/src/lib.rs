@@ -36,6 +36,7 @@ mod events;
 mod hooks;
 mod outside;
 mod shared;
+mod signature;
 mod vital;
 
 mod api;

@@ -1,0 +1,656 @@
+//! Events on their way to the application: an HTTP endpoint that is told what happened and may answer.
+//!
+//! An event waits in one of several lanes, chosen by its key. A lane sends one request after the other, so
+//! that what has the same key arrives in order; what gathers meanwhile goes into the next request. An
+//! application that took a request whose answer got lost is told again, under the same `webhook-id`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::config;
+use lane::{Application, Lane};
+use seldom::Seldom;
+
+mod answer;
+mod lane;
+mod seldom;
+
+/// The way to the application. Cheap to clone; used from all threads.
+#[derive(Clone)]
+pub struct Hooks(Arc<Lanes>);
+
+/// Something to tell the application.
+pub struct HookEvent {
+    /// Unique; names the event in the answer.
+    pub id: Box<str>,
+    /// Events of one key stay in order.
+    pub key: u64,
+    /// The event as a JSON object.
+    pub json: Bytes,
+    /// Who waits for the application's answer.
+    pub answer: Option<oneshot::Sender<HookAnswer>>,
+}
+
+/// What became of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookAnswer {
+    /// The application took it. JSON text for the client's ack; none where the application gave none.
+    Ack(Option<Bytes>),
+    /// The application refuses, with a text for the client.
+    Failed(String),
+    /// The application cannot be reached, or too much waits: said in a word for the client.
+    Unavailable(&'static str),
+}
+
+/// All lanes, and what they share.
+struct Lanes {
+    lanes: Box<[mpsc::UnboundedSender<Waiting>]>,
+    places: Arc<Places>,
+    overflows: Seldom,
+}
+
+/// How much waits or is under way, and how much may.
+struct Places {
+    events: AtomicUsize,
+    bytes: AtomicUsize,
+    events_max: usize,
+    bytes_max: usize,
+}
+
+/// Room for one event of so many bytes, until it is dropped.
+struct Place {
+    places: Arc<Places>,
+    bytes: usize,
+}
+
+/// An event that has a place.
+struct Waiting {
+    event: HookEvent,
+    since: Instant,
+    place: Place,
+}
+
+/// For the client whose event found no place.
+const OVERLOADED: &str = "too much waits for the application";
+
+// === impl Hooks ===
+
+impl Hooks {
+    /// The way to the application, where one is configured. Requests are sent by tasks on `outside`. What
+    /// an answer asks to be done is handed to `act`, in order; it is done before the answers are given.
+    ///
+    /// # Errors
+    ///
+    /// A secret that cannot be read, is missing or is not one; certificates that cannot be loaded.
+    pub fn start(
+        config: &config::Hooks,
+        outside: &Handle,
+        act: impl Fn(Vec<Value>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> anyhow::Result<Option<Self>> {
+        if config.url.is_empty() {
+            return Ok(None);
+        }
+        let application = Application::new(config, Box::new(act)).context("hooks")?;
+        let application = Arc::new(application);
+        let lanes = (0..config.lanes).map(|_| {
+            // Unbounded, but nothing enters without a place, of which there is a number.
+            let (sender, receiver) = mpsc::unbounded_channel();
+            outside.spawn(Lane::new(receiver, Arc::clone(&application)).run());
+            sender
+        });
+        Ok(Some(Self(Arc::new(Lanes {
+            lanes: lanes.collect(),
+            places: Places::new(config.queue, config.queue_bytes),
+            overflows: Seldom::default(),
+        }))))
+    }
+
+    /// Queues an event. Never waits: without room for it the event is dropped, and who waits for an answer
+    /// gets one.
+    pub fn send(&self, event: HookEvent) {
+        let lanes = &*self.0;
+        let Some(place) = lanes.places.take(event.json.len()) else {
+            return lanes.overflow(event);
+        };
+        let nth = event.key % lanes.lanes.len() as u64;
+        let waiting = Waiting {
+            event,
+            since: Instant::now(),
+            place,
+        };
+        if let Err(mpsc::error::SendError(waiting)) = lanes.lanes[nth as usize].send(waiting) {
+            // The lanes end with the process only.
+            waiting.answer(HookAnswer::Unavailable(OVERLOADED));
+        }
+    }
+}
+
+impl Lanes {
+    fn overflow(&self, event: HookEvent) {
+        count_events("dropped", 1);
+        if let Some(events) = self.overflows.add(Instant::now(), 1) {
+            warn!(events, "too much waits for the application; events dropped");
+        }
+        event.answer(HookAnswer::Unavailable(OVERLOADED));
+    }
+}
+
+impl Places {
+    fn new(events_max: usize, bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            events: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            events_max,
+            bytes_max,
+        })
+    }
+
+    fn take(self: &Arc<Self>, bytes: usize) -> Option<Place> {
+        take(&self.events, 1, self.events_max)?;
+        if take(&self.bytes, bytes, self.bytes_max).is_none() {
+            self.events.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place {
+            places: Arc::clone(self),
+            bytes,
+        })
+    }
+}
+
+impl HookEvent {
+    /// Tells who waits, if anybody does.
+    fn answer(self, answer: HookAnswer) {
+        if let Some(waits) = self.answer {
+            let _ = waits.send(answer);
+        }
+    }
+}
+
+impl Waiting {
+    fn answer(self, answer: HookAnswer) {
+        let Self { event, place, .. } = self;
+        // First, so that whoever acts upon the answer finds room.
+        drop(place);
+        event.answer(answer);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.events.fetch_sub(1, Ordering::Relaxed);
+        self.places.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn take(count: &AtomicUsize, more: usize, max: usize) -> Option<usize> {
+    let taken = |taken: usize| taken.checked_add(more).filter(|sum| *sum <= max);
+    let before = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
+    before.ok()
+}
+
+fn count_events(result: &'static str, events: usize) {
+    metrics::counter!("unisono_hook_events_total", "result" => result).increment(events as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use futures_util::FutureExt;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use serde_json::json;
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::{Secret, Sources};
+    use crate::signature::Signer;
+
+    const SECRET: &str = "a secret of the tests";
+
+    /// An application that answers when the test says so.
+    struct Endpoint {
+        url: String,
+        requests: mpsc::UnboundedReceiver<Request>,
+    }
+
+    /// A request that waits for its answer. Dropped, its connection is closed.
+    struct Request {
+        line: String,
+        headers: HashMap<String, String>,
+        body: Vec<u8>,
+        reply: oneshot::Sender<Vec<u8>>,
+    }
+
+    impl Endpoint {
+        async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/events?of=1", listener.local_addr().unwrap());
+            let (sender, requests) = mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    // A client that goes away is part of some tests.
+                    tokio::spawn(serve(stream, sender.clone()).map(drop));
+                }
+            });
+            Self { url, requests }
+        }
+
+        async fn next(&mut self) -> Request {
+            self.requests.recv().await.expect("the endpoint goes on")
+        }
+    }
+
+    async fn serve(
+        mut stream: TcpStream,
+        requests: mpsc::UnboundedSender<Request>,
+    ) -> std::io::Result<()> {
+        let (read, mut write) = stream.split();
+        let mut read = BufReader::new(read);
+        loop {
+            let mut line = String::new();
+            read.read_line(&mut line).await?;
+            let mut headers = HashMap::new();
+            loop {
+                let mut header = String::new();
+                read.read_line(&mut header).await?;
+                match header.trim_end().split_once(": ") {
+                    Some((name, value)) => headers.insert(name.to_lowercase(), value.to_owned()),
+                    None => break,
+                };
+            }
+            let Some(length) = headers.get("content-length") else {
+                return Ok(());
+            };
+            let mut body = vec![0; length.parse().unwrap()];
+            read.read_exact(&mut body).await?;
+            let (reply, replied) = oneshot::channel();
+            let _ = requests.send(Request {
+                line: line.trim_end().to_owned(),
+                headers,
+                body,
+                reply,
+            });
+            match replied.await {
+                Ok(reply) => write.write_all(&reply).await?,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    impl Request {
+        fn events(&self) -> Vec<u64> {
+            let body: Value = serde_json::from_slice(&self.body).unwrap();
+            let events = body["events"].as_array().unwrap().iter();
+            events.map(|event| event["n"].as_u64().unwrap()).collect()
+        }
+
+        fn id(&self) -> String {
+            self.headers["webhook-id"].clone()
+        }
+
+        fn answer(self, status: &str, body: impl AsRef<[u8]>) {
+            let body = body.as_ref();
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n");
+            self.raw([head.as_bytes(), body].concat());
+        }
+
+        fn raw(self, bytes: Vec<u8>) {
+            self.reply.send(bytes).expect("the connection is served");
+        }
+
+        fn ok(self, body: &Value) {
+            self.answer("200 OK", body.to_string());
+        }
+    }
+
+    /// The defaults, for an endpoint.
+    pub fn config(url: &str) -> config::Hooks {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let defaults = Sources::default().load().expect("the defaults are good");
+        config::Hooks {
+            url: url.to_owned(),
+            secret: Secret(SECRET.to_owned()),
+            retry_delay_max: Duration::from_millis(10),
+            lanes: 1,
+            ..defaults.config.hooks
+        }
+    }
+
+    fn start(config: &config::Hooks) -> Hooks {
+        let act = |_| async {}.boxed();
+        let hooks = Hooks::start(config, &Handle::current(), act).unwrap();
+        hooks.expect("there is a URL")
+    }
+
+    /// An event whose body says `{"n":<id>}`.
+    pub fn event(id: &str, key: u64) -> HookEvent {
+        HookEvent {
+            id: id.into(),
+            key,
+            json: format!("{{\"n\":{id}}}").into(),
+            answer: None,
+        }
+    }
+
+    /// The same, with somebody who waits for the answer.
+    pub fn event_waiting(id: &str, key: u64) -> (HookEvent, oneshot::Receiver<HookAnswer>) {
+        let (sender, answer) = oneshot::channel();
+        let event = HookEvent {
+            answer: Some(sender),
+            ..event(id, key)
+        };
+        (event, answer)
+    }
+
+    fn send_waiting(hooks: &Hooks, id: &str) -> oneshot::Receiver<HookAnswer> {
+        let (event, answer) = event_waiting(id, 0);
+        hooks.send(event);
+        answer
+    }
+
+    fn ack(json: &str) -> HookAnswer {
+        HookAnswer::Ack(Some(Bytes::copy_from_slice(json.as_bytes())))
+    }
+
+    #[tokio::test]
+    async fn what_gathers_during_a_request_goes_into_the_next_in_order() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            batch: 3,
+            ..config(&endpoint.url)
+        });
+        hooks.send(event("0", 7));
+        let first = endpoint.next().await;
+        assert_eq!(first.events(), [0]);
+        assert_eq!(first.line, "POST /events?of=1 HTTP/1.1");
+        assert_eq!(first.headers["content-type"], "application/json");
+        let agent = concat!("unisono/", env!("CARGO_PKG_VERSION"));
+        assert_eq!(first.headers["user-agent"], agent);
+        for id in ["1", "2", "3", "4", "5"] {
+            hooks.send(event(id, 7));
+        }
+        first.answer("204 No Content", "");
+        let second = endpoint.next().await;
+        assert_eq!(second.events(), [1, 2, 3]);
+        second.answer("201 Created", " ");
+        assert_eq!(endpoint.next().await.events(), [4, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_request_has_a_mebibyte_or_one_event() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        let large = |id: &str, bytes: usize| HookEvent {
+            json: format!("{{\"n\":{id},\"text\":\"{}\"}}", "x".repeat(bytes)).into(),
+            ..event(id, 0)
+        };
+        hooks.send(event("0", 0));
+        let first = endpoint.next().await;
+        hooks.send(large("1", 600 << 10));
+        hooks.send(large("2", 400 << 10));
+        hooks.send(large("3", 2 << 20));
+        hooks.send(event("4", 0));
+        first.answer("200 OK", "");
+        for events in [&[1, 2][..], &[3], &[4]] {
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), events);
+            request.answer("200 OK", "");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stuck_lane_does_not_hold_up_another() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            lanes: 2,
+            ..config(&endpoint.url)
+        });
+        hooks.send(event("0", 0));
+        let stuck = endpoint.next().await;
+        hooks.send(event("2", 2));
+        for id in ["1", "3"] {
+            hooks.send(event(id, id.parse().unwrap()));
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), [id.parse::<u64>().unwrap()]);
+            request.answer("200 OK", "");
+        }
+        stuck.answer("200 OK", "");
+        assert_eq!(endpoint.next().await.events(), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_request_is_tried_again_signed_anew_under_its_id() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        let answer = send_waiting(&hooks, "0");
+        hooks.send(event("1", 0));
+        let mut id = None;
+        for status in [
+            "500 No",
+            "408 No",
+            "429 No\r\nretry-after: 60",
+            "gone",
+            "200",
+        ] {
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), [0, 1]);
+            assert_eq!(*id.get_or_insert_with(|| request.id()), request.id());
+
+            let seconds = request.headers["webhook-timestamp"].parse().unwrap();
+            let at = UNIX_EPOCH + Duration::from_secs(seconds);
+            let now = SystemTime::now();
+            assert!(at <= now && at > now - Duration::from_secs(60));
+            let signer = Signer::new(SECRET).unwrap();
+            for (name, value) in signer.headers(&request.id(), at, &request.body) {
+                assert_eq!(request.headers[name], value);
+            }
+            match status {
+                "gone" => drop(request),
+                "200" => request.ok(&json!({"answers": {"0": {"ack": "at last"}}})),
+                status => request.answer(status, "sorry"),
+            }
+        }
+        assert_eq!(answer.await.unwrap(), ack("\"at last\""));
+        hooks.send(event("2", 0));
+        let next = endpoint.next().await;
+        assert_eq!(next.events(), [2]);
+        assert_ne!(Some(next.id()), id);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_not_tried_again() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        for status in ["404 No", "400 No", "302 No\r\nlocation: /elsewhere"] {
+            let answer = send_waiting(&hooks, "0");
+            endpoint.next().await.answer(status, "");
+            let refused = "the application refused the request";
+            assert_eq!(answer.await.unwrap(), HookAnswer::Unavailable(refused));
+        }
+        hooks.send(event("1", 0));
+        assert_eq!(endpoint.next().await.events(), [1]);
+    }
+
+    #[tokio::test]
+    async fn what_fails_for_too_long_is_given_up() {
+        let unreachable = HookAnswer::Unavailable("the application cannot be reached");
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            retry_for: Duration::from_millis(500),
+            ..config(&endpoint.url)
+        });
+        let mut answer = send_waiting(&hooks, "0");
+        let mut attempts = 0;
+        let answer = loop {
+            tokio::select! {
+                answer = &mut answer => break answer,
+                request = endpoint.next() => {
+                    attempts += 1;
+                    request.answer("503 Not now", "");
+                }
+            }
+        };
+        assert_eq!(answer.unwrap(), unreachable);
+        assert!(attempts >= 2, "{attempts}");
+
+        let silent = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            timeout: Duration::from_millis(50),
+            retry_for: Duration::ZERO,
+            ..config(&silent.url)
+        });
+        assert_eq!(send_waiting(&hooks, "0").await.unwrap(), unreachable);
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_no_reason_to_send_again() {
+        let nonsense = HookAnswer::Failed("the application answered with nonsense".to_owned());
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        let huge = vec![b' '; 10 << 20];
+        let endless = [b"HTTP/1.1 200 OK\r\n\r\n", &huge[..]].concat();
+        let half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nrubbish";
+        for nth in 0..4 {
+            let answer = send_waiting(&hooks, "0");
+            let request = endpoint.next().await;
+            match nth {
+                0 => request.answer("200 OK", "<h1>It works!</h1>"),
+                1 => request.answer("200 OK", &huge),
+                2 => request.raw(endless.clone()),
+                _ => request.raw(half.to_vec()),
+            }
+            assert_eq!(answer.await.unwrap(), nonsense, "{nth}");
+        }
+        hooks.send(event("1", 0));
+        assert_eq!(endpoint.next().await.events(), [1]);
+    }
+
+    #[tokio::test]
+    async fn actions_come_in_order_and_before_the_answers() {
+        let mut endpoint = Endpoint::start().await;
+        let (sender, mut acts) = mpsc::unbounded_channel();
+        let act = move |actions: Vec<Value>| {
+            let (done, wait) = oneshot::channel::<()>();
+            sender.send((actions, done)).unwrap();
+            wait.map(drop).boxed()
+        };
+        let config = config(&endpoint.url);
+        let hooks = Hooks::start(&config, &Handle::current(), act);
+        let hooks = hooks.unwrap().expect("there is a URL");
+
+        let mut answers = ["0", "1", "2"].map(|id| send_waiting(&hooks, id));
+        let actions = [
+            json!({"emit": {"to": ["a"]}}),
+            json!({"publish": {"room": "/r"}}),
+        ];
+        endpoint.next().await.ok(&json!({
+            "answers": {"0": {"ack": {"a": [1]}}, "1": {"error": "no"}},
+            "actions": actions,
+        }));
+        let (acted, done) = acts.recv().await.unwrap();
+        assert_eq!(acted, actions);
+        assert!(answers[0].try_recv().is_err(), "not before it is done");
+        done.send(()).unwrap();
+        let [first, second, third] = answers;
+        assert_eq!(first.await.unwrap(), ack(r#"{"a":[1]}"#));
+        let failed = HookAnswer::Failed("no".to_owned());
+        assert_eq!(second.await.unwrap(), failed);
+        assert_eq!(third.await.unwrap(), HookAnswer::Ack(None));
+
+        hooks.send(event("3", 0));
+        let many: Vec<_> = (0..1001).map(|n| json!({"emit": n})).collect();
+        endpoint.next().await.ok(&json!({"actions": many}));
+        assert_eq!(acts.recv().await.unwrap().0, many[..1000]);
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_dropped_and_told_so() {
+        let overloaded = HookAnswer::Unavailable(OVERLOADED);
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            queue: 2,
+            queue_bytes: 30,
+            ..config(&endpoint.url)
+        });
+        let first = send_waiting(&hooks, "0");
+        let request = endpoint.next().await;
+        let second = send_waiting(&hooks, "1");
+        let mut third = send_waiting(&hooks, "2");
+        assert_eq!(third.try_recv(), Ok(overloaded.clone()), "two are there");
+        request.answer("200 OK", "");
+        assert_eq!(first.await.unwrap(), HookAnswer::Ack(None));
+
+        let (event, mut large) = event_waiting("3", 0);
+        let json = Bytes::from_static(b"{\"n\":3,\"text\":\"xxxxxxxxx\"}");
+        hooks.send(HookEvent { json, ..event });
+        assert_eq!(large.try_recv(), Ok(overloaded), "27 bytes and 7");
+        let fourth = send_waiting(&hooks, "4");
+        for (id, answer) in [(1, second), (4, fourth)] {
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), [id]);
+            request.answer("200 OK", "");
+            assert_eq!(answer.await.unwrap(), HookAnswer::Ack(None));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_becomes_of_events_is_counted() {
+        // Everything of this test runs on its thread.
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            queue: 1,
+            ..config(&endpoint.url)
+        });
+        for reply in ["500 No", "200 OK", "404 No"] {
+            let answer = send_waiting(&hooks, "0");
+            let request = endpoint.next().await;
+            hooks.send(event("1", 0));
+            request.answer(reply, "nonsense");
+            if reply == "500 No" {
+                endpoint.next().await.answer("200 OK", "");
+            }
+            answer.await.unwrap();
+        }
+        let text = recorder.handle().render();
+        for line in [
+            "unisono_hook_events_total{result=\"delivered\"} 2",
+            "unisono_hook_events_total{result=\"dropped\"} 3",
+            "unisono_hook_events_total{result=\"failed\"} 1",
+            "unisono_hook_requests_total{result=\"ok\"} 2",
+            "unisono_hook_requests_total{result=\"error\"} 2",
+            "unisono_hook_request_seconds_count 4",
+            "unisono_hook_answers_refused_total 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_url_there_are_no_hooks() {
+        let start = |config: &config::Hooks| {
+            let act = |_| async {}.boxed();
+            Hooks::start(config, &Handle::current(), act)
+        };
+        assert!(start(&config("")).unwrap().is_none());
+        let unsigned = config::Hooks {
+            secret: Secret::default(),
+            ..config("http://localhost/")
+        };
+        assert!(start(&unsigned).is_err());
+    }
+}
