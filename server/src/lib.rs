@@ -25,6 +25,7 @@ mod node;
 
 mod ask;
 mod delivery;
+mod laravel;
 mod outside;
 mod shared;
 mod vital;
