@@ -162,6 +162,11 @@ impl Events {
         })
     }
 
+    /// How many events wait to be told over HTTP.
+    pub fn waiting(&self) -> usize {
+        self.0.hooks.as_ref().map_or(0, Hooks::waiting)
+    }
+
     fn publish(&self, kind: &'static str, json: Bytes) -> Result<(), NoAck> {
         let permit = self.permit(&json)?;
         Ok(self.0.cluster.tell(kind, json, permit)?)

@@ -114,6 +114,11 @@ impl Hooks {
         }))))
     }
 
+    /// How many events wait or are under way.
+    pub fn waiting(&self) -> usize {
+        self.0.places.events.load(Ordering::Relaxed)
+    }
+
     /// Queues an event. Never waits: without room for it the event is dropped, and who waits for an answer
     /// gets one.
     pub fn send(&self, event: HookEvent) {

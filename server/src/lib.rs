@@ -34,6 +34,7 @@ mod ask;
 mod delivery;
 mod events;
 mod hooks;
+mod laravel;
 mod outside;
 mod shared;
 mod signature;

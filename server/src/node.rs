@@ -33,6 +33,8 @@ pub struct Publish {
 
 /// Who wants to know how far a publication went.
 pub enum Report {
+    /// Nobody, and it does not leave the node: the others have it from elsewhere.
+    Here,
     /// Nobody.
     None,
     /// Whether it left the node.
@@ -108,6 +110,7 @@ impl Handler<Publish> for Node {
         let cluster = &self.shared.cluster;
         let publication = delivery.publication().clone();
         match report {
+            Report::Here => {}
             Report::None => {
                 cluster.publish(publication, Some(delivery.permit()));
             }
@@ -233,10 +236,7 @@ impl StreamHandler<Event> for Node {
             }
             Event::Gap { rooms, reason } => {
                 let rooms: Option<Arc<[RoomName]>> = rooms.map(Into::into);
-                let gap = Gap { rooms, reason };
-                for registry in self.workers.all() {
-                    registry.do_send(gap.clone());
-                }
+                self.tell_gap(&Gap { rooms, reason });
             }
         }
     }
@@ -251,6 +251,14 @@ impl Publish {
     /// A publication of which somebody does.
     pub fn reported(delivery: Arc<Delivery>, report: Report) -> Self {
         Self { delivery, report }
+    }
+}
+
+impl Handler<Gap> for Node {
+    type Result = ();
+
+    fn handle(&mut self, gap: Gap, _: &mut Context<Self>) {
+        self.tell_gap(&gap);
     }
 }
 
@@ -274,6 +282,12 @@ impl Node {
         };
         for registry in self.chosen(workers) {
             registry.do_send(Deliver(Arc::clone(delivery)));
+        }
+    }
+
+    fn tell_gap(&self, gap: &Gap) {
+        for registry in self.workers.all() {
+            registry.do_send(gap.clone());
         }
     }
 

@@ -11,8 +11,9 @@ use actix::{AsyncContext, Context};
 use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use proto::NodeId;
+use proto::{Audience, NodeId, Payload, Publication};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
@@ -23,6 +24,7 @@ use crate::auth::Auth;
 use crate::config::{AuthMode, Config};
 use crate::events::Events;
 use crate::hooks::Hooks;
+use crate::laravel::{self, Broadcast};
 use crate::node::{DrainAll, Node};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
@@ -185,6 +187,7 @@ impl Server {
             let shared = Arc::clone(&unisono.shared);
             actix_rt::spawn(accept(listener, admin, doors.clone(), shared));
         }
+        listen_to_laravel(&unisono, &outside)?;
         for task in app.tasks {
             actix_rt::spawn(task(unisono.clone()));
         }
@@ -222,12 +225,39 @@ impl Server {
                 "sockets are left at the end of the drain"
             );
         }
+        let told = async {
+            while shared.events.waiting() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        if tokio::time::timeout(LEAVE_TIMEOUT, told).await.is_err() {
+            let events = shared.events.waiting();
+            warn!(events, "the application was not told everything");
+        }
         let left = tokio::time::timeout(LEAVE_TIMEOUT, shared.cluster.leave());
         if left.await.is_err() {
             warn!("the bus took no goodbye");
         }
         info!("drained");
     }
+}
+
+/// What Laravel broadcasts, each node hears for itself.
+fn listen_to_laravel(unisono: &Unisono, outside: &Handle) -> anyhow::Result<()> {
+    let config = &unisono.shared.config.laravel;
+    let (deliver, gap) = (unisono.clone(), unisono.clone());
+    laravel::start(
+        config,
+        outside,
+        move |Broadcast { room, text, except }| {
+            let to = Audience::Room(room);
+            deliver.send_here(Publication {
+                except: except.into_iter().collect(),
+                ..Publication::new(to, Payload::Text(text))
+            });
+        },
+        move || gap.tell_gap(None, "redis_outage"),
+    )
 }
 
 /// Whether anybody looks at the headers of handshakes, which cost something to keep.

@@ -16,12 +16,13 @@ use proto::envelope::{
     Act, Answer, Payload, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery,
     Status, Target,
 };
-use proto::{Audience, NodeId, Publication, SocketId};
+use proto::{Audience, NodeId, Publication, RoomName, SocketId};
 use tokio::sync::oneshot;
 
 use crate::ask::{Kind, Workers, group_by};
 use crate::delivery::Delivery;
 use crate::node::{Node, Publish, Report};
+use crate::registry::Gap;
 use crate::shared::Shared;
 
 /// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone.
@@ -146,6 +147,28 @@ impl Unisono {
             }
         }
         Ok(sent)
+    }
+
+    /// Sends to the sockets of this node only, or tells them of the gap where too much is under way.
+    pub(crate) fn send_here(&self, publication: Publication) {
+        match self.shared.budget.try_acquire(publication.payload.len()) {
+            Some(permit) => {
+                let delivery = Delivery::new(publication, self.shared.node, permit);
+                self.node.do_send(Publish::reported(delivery, Report::Here));
+            }
+            None => {
+                let room = match publication.to {
+                    Audience::Room(room) => Some([room].into()),
+                    Audience::Everyone => None,
+                };
+                self.tell_gap(room, "overload");
+            }
+        }
+    }
+
+    /// Tells the sockets of this node that they may have missed something.
+    pub(crate) fn tell_gap(&self, rooms: Option<Arc<[RoomName]>>, reason: &'static str) {
+        self.node.do_send(Gap { rooms, reason });
     }
 
     /// As [`Unisono::send`], and waits to learn how many sockets got it.

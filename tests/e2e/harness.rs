@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::timeout;
-use unisono_tests::{Nats, eventually, free_port};
+use unisono_tests::{Nats, Redis, eventually, free_port};
 
 #[test]
 fn free_ports_differ() {
@@ -95,4 +95,28 @@ async fn a_small_nats_cuts_who_sends_too_much() {
     let nats = Nats::config().max_payload(1024).start().await;
     let application = nats.connect().await;
     assert_eq!(application.server_info().max_payload, 1024);
+}
+
+#[tokio::test]
+async fn a_killed_redis_comes_back_where_it_was() {
+    let mut redis = Redis::start().await;
+    let url = redis.url();
+
+    redis.kill();
+    redis.start_again().await;
+
+    assert_eq!(redis.url(), url);
+    assert_eq!(redis.publish("nobody listens", "hello").await, 0);
+}
+
+#[tokio::test]
+async fn a_frozen_redis_answers_nothing() {
+    let redis = Redis::start().await;
+
+    redis.freeze();
+    let silence = timeout(Duration::from_millis(300), redis.listeners());
+    assert!(silence.await.is_err());
+
+    redis.thaw();
+    assert_eq!(redis.listeners().await, 0);
 }

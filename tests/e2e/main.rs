@@ -8,5 +8,6 @@ mod faults;
 mod handshake;
 mod harness;
 mod http;
+mod laravel;
 mod nginx;
 mod sockets;

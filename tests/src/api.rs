@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 // Connections are not kept for the next request: a node that was killed in between would be seen as an
 // error of the request, and not of the node.
 static HTTP: LazyLock<Http> = LazyLock::new(|| {
-    // It wants to know whose cryptography to use, though nothing here is encrypted.
+    // The workspace's reqwest wants a library for TLS to be chosen, used or not.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let http = Http::builder().no_proxy().pool_max_idle_per_host(0);
     http.build().expect("an HTTP client without TLS")

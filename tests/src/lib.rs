@@ -1,4 +1,5 @@
-//! Drives the whole product from outside: real processes, real NATS, real nginx, foreign clients.
+//! Drives the whole product from outside: real processes, real NATS, real Redis, real nginx, foreign
+//! clients.
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
 //! protocol, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
@@ -11,6 +12,7 @@ mod process;
 mod nats;
 mod nginx;
 mod node;
+mod redis;
 mod sandbox;
 
 mod api;
@@ -24,5 +26,6 @@ pub use nats::{Nats, NatsConfig};
 pub use nginx::Nginx;
 pub use node::{Node, NodeConfig, unisono};
 pub use process::{Process, free_port};
+pub use redis::{Redis, RedisConfig};
 pub use sandbox::{Sandbox, SandboxConfig};
 pub use wire::{Frame, Opcode, Response, Wire, frame, head, upgrade_request};
