@@ -62,6 +62,7 @@ struct Idle {
 
 /// The place of a connection on the node. An event stream, which is a socket, gives it back.
 pub struct Place {
+    /// None of a socket: it has one of its own.
     slot: RefCell<Option<Slot>>,
     write_timeout: Cell<Duration>,
 }
@@ -369,7 +370,15 @@ impl AsyncRead for Replay {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+            let over = matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
+            if over && self.place.slot.borrow().is_none() {
+                // The HTTP server would write to a stream of events until that fails, long after its client
+                // has gone.
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            return read;
         }
         let count = self.read.len().min(buffer.remaining());
         buffer.put_slice(&self.read[..count]);
