@@ -27,6 +27,7 @@ mod ask;
 mod delivery;
 mod outside;
 mod shared;
+mod signature;
 mod vital;
 
 mod api;
