@@ -16,6 +16,7 @@ mod memory;
 mod missed;
 mod nats;
 mod node;
+mod occupancy;
 mod subject;
 
 pub use asks::AskError;

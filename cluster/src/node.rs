@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::envelope::{Answer, Body, Heartbeat, Publication, Request};
+use proto::envelope::{self, Answer, Body, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -35,6 +35,7 @@ use crate::interest::Interest;
 use crate::link::Link;
 use crate::membership::Membership;
 use crate::missed::Missed;
+use crate::occupancy::Occupancy;
 use crate::{
     AskError, Budget, Bus, CallError, ClusterName, Gathered, LinkState, Peer, Permit, Subject,
     Subjects,
@@ -114,6 +115,10 @@ pub enum Event {
         /// Its share of the budget.
         permit: Permit,
     },
+    /// The room has its first member in the cluster, and this node is the one that says so.
+    Occupied(RoomName),
+    /// The room has lost its last member in the cluster, and this node is the one that says so.
+    Vacated(RoomName),
     /// What is published to the room, anywhere in the cluster, is heard from now on.
     RoomReady(RoomName),
     /// Publications to these rooms, or to any, may have been missed.
@@ -186,10 +191,12 @@ enum Command {
     Peers(oneshot::Sender<Vec<Peer>>),
 }
 
-/// One message for each room that gets its first local member or loses its last: bounded by them.
+/// At most two messages for each room that gets its first local member or loses its last: bounded by them.
 enum Wanted {
     Want(RoomName),
     Release(RoomName),
+    Occupy(RoomName),
+    Vacate(RoomName),
 }
 
 /// Something to send.
@@ -218,6 +225,7 @@ enum Input {
     Answer(u64, NodeId, Answer),
     NoResponders(u64),
     NotSubscribed(RoomName, Responder),
+    Occupancy(NodeId, envelope::Occupancy),
 }
 
 enum RoomOp {
@@ -391,6 +399,17 @@ impl Cluster {
     /// Lets go of a room, after a while.
     pub fn release(&self, room: RoomName) {
         let _ = self.wishes.send(Wanted::Release(room));
+    }
+
+    /// A room of which somebody wants to know when it is occupied in the cluster has, or has no more, members
+    /// on this node. [`Event::Occupied`] or [`Event::Vacated`] follows on one node, where that changes something.
+    pub fn occupy(&self, room: RoomName, occupied: bool) {
+        let wanted = if occupied {
+            Wanted::Occupy
+        } else {
+            Wanted::Vacate
+        };
+        let _ = self.wishes.send(wanted(room));
     }
 
     /// Asks one node and waits for its answer. The permit is for what the request carries. What is asked of one node by one caller arrives in the
@@ -574,6 +593,8 @@ impl Node {
             proving_link: false,
             liveness: Vec::new(),
             silent: HashSet::new(),
+            occupancy: Occupancy::default(),
+            snapshot_due: false,
             config: self.config,
         };
         let broken = async {

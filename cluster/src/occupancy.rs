@@ -120,7 +120,10 @@ mod tests {
         assert_eq!(turns, expected);
         let mut turns = table.forget(a);
         turns.sort_by_key(|turn| format!("{turn:?}"));
-        assert_eq!(turns, [Turn::Vacated(room("new")), Turn::Vacated(room("stays"))]);
+        assert_eq!(
+            turns,
+            [Turn::Vacated(room("new")), Turn::Vacated(room("stays"))]
+        );
         assert_eq!(table.rooms(b), [room("shared")]);
     }
 }

@@ -36,6 +36,8 @@ struct Seen {
     delivered: Vec<(NodeId, Option<RoomName>, String)>,
     ready: Vec<RoomName>,
     gaps: Vec<(Option<Vec<RoomName>>, &'static str)>,
+    /// Rooms that became occupied (`+x`) or vacated (`-x`) in the cluster.
+    turns: Vec<String>,
 }
 
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,6 +164,8 @@ impl Seen {
                     responder.respond_raw(verb.into());
                 }
             }
+            Event::Occupied(room) => self.turns.push(format!("+{room}")),
+            Event::Vacated(room) => self.turns.push(format!("-{room}")),
             Event::RoomReady(room) => self.ready.push(room),
             Event::Gap { rooms, reason } => self.gaps.push((rooms, reason)),
         }
@@ -279,6 +283,60 @@ fn a_released_room_lingers_and_goes() {
         sim.cluster(0).publish(to_all("fence"), None);
         sleep(A_WHILE).await;
         assert_eq!(sim.texts(1), ["still heard", "fence"]);
+    });
+}
+
+#[test]
+fn one_node_says_that_a_room_is_occupied_or_vacated() {
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        let turns = |sim: &Sim| {
+            let nodes = 0..sim.nodes.len();
+            let turns = nodes.map(|nth| sim.seen(nth, |seen| std::mem::take(&mut seen.turns)));
+            turns.collect::<Vec<_>>().concat()
+        };
+        for nth in [1, 2] {
+            sim.cluster(nth).occupy(room("x"), true);
+        }
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), ["+x"]);
+        sim.cluster(1).occupy(room("x"), false);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), [""; 0], "the other node has members");
+        sim.cluster(2).occupy(room("x"), false);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), ["-x"]);
+
+        // A newcomer learns what there is and says nothing of it.
+        sim.cluster(0).occupy(room("a"), true);
+        sim.cluster(2).occupy(room("b"), true);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim).len(), 2);
+        sim.add(9);
+        sleep(3 * A_WHILE).await;
+        assert_eq!(turns(&sim), [""; 0]);
+
+        // The node that spoke dies with its rooms: the next one speaks.
+        sim.kill(0);
+        sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["-a"]);
+        sim.cluster(3).occupy(room("b"), true);
+        sleep(A_WHILE).await;
+        sim.cluster(2).occupy(room("b"), false);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), [""; 0]);
+
+        // What changed while the bus was away is told when it is back.
+        sim.hub.cut(3);
+        sleep(Duration::from_secs(4)).await;
+        sim.cluster(3).occupy(room("c"), true);
+        sim.cluster(3).occupy(room("b"), false);
+        sleep(A_WHILE).await;
+        sim.hub.heal(3);
+        sleep(6 * A_WHILE).await;
+        let mut turns = turns(&sim);
+        turns.sort();
+        assert_eq!(turns, ["+c", "-b"]);
     });
 }
 

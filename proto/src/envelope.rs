@@ -28,6 +28,24 @@ pub enum Body {
     Answer(Answer),
     /// Publications to these rooms may have been lost; to any room, when it is empty.
     Missed(Vec<RoomName>),
+    /// The sender's rooms.
+    Occupancy(Occupancy),
+}
+
+/// Which rooms have members on a node, of those whose application asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupancy {
+    /// One got its first member there.
+    Occupied(RoomName),
+    /// One lost its last.
+    Vacated(RoomName),
+    /// All of them.
+    Snapshot {
+        /// Or, of many, some.
+        rooms: Vec<RoomName>,
+        /// The next message goes on.
+        more: bool,
+    },
 }
 
 /// A node's account of itself.

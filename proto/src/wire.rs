@@ -5,8 +5,8 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
-    Act, Answer, Audience, Body, Envelope, Heartbeat, Payload, Publication, Request, RoomsPage,
-    RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status, Target, Text,
+    Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, Payload, Publication, Request,
+    RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status, Target, Text,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -60,8 +60,9 @@ pub fn encode(envelope: &Envelope) -> Bytes {
             Body::Request(request) => pb::envelope::Body::Request(write_request(request)),
             Body::Answer(answer) => pb::envelope::Body::Answer(write_answer(answer)),
             Body::Missed(rooms) => pb::envelope::Body::Missed(pb::Missed {
-                rooms: rooms.iter().map(RoomName::to_string).collect(),
+                rooms: write_rooms(rooms),
             }),
+            Body::Occupancy(occupancy) => pb::envelope::Body::Occupancy(write_occupancy(occupancy)),
         }),
     };
     message.encode_to_vec().into()
@@ -93,6 +94,7 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
         pb::envelope::Body::Request(request) => Body::Request(read_request(request)?),
         pb::envelope::Body::Answer(answer) => Body::Answer(read_answer(answer)?),
         pb::envelope::Body::Missed(pb::Missed { rooms }) => Body::Missed(read_rooms(&rooms)?),
+        pb::envelope::Body::Occupancy(occupancy) => Body::Occupancy(read_occupancy(&occupancy)?),
     };
     Ok(Envelope { origin, body })
 }
@@ -155,6 +157,32 @@ fn read_payload(message: Option<pb::Payload>) -> Result<Payload, WireError> {
             .map_err(|_| WireError::Field("text")),
         pb::payload::Kind::Binary(bytes) => Ok(Payload::Binary(bytes)),
     }
+}
+
+fn write_occupancy(occupancy: &Occupancy) -> pb::Occupancy {
+    let mut message = pb::Occupancy::default();
+    match occupancy {
+        Occupancy::Occupied(room) => message.occupied.push(room.to_string()),
+        Occupancy::Vacated(room) => message.vacated.push(room.to_string()),
+        Occupancy::Snapshot { rooms, more } => {
+            message.snapshot = true;
+            message.more = *more;
+            message.occupied = write_rooms(rooms);
+        }
+    }
+    message
+}
+
+fn read_occupancy(message: &pb::Occupancy) -> Result<Occupancy, WireError> {
+    Ok(match (&message.occupied[..], &message.vacated[..]) {
+        (rooms, []) if message.snapshot => Occupancy::Snapshot {
+            rooms: read_rooms(rooms)?,
+            more: message.more,
+        },
+        ([room], []) => Occupancy::Occupied(read_room(room)?),
+        ([], [room]) => Occupancy::Vacated(read_room(room)?),
+        _ => return Err(WireError::Field("occupancy")),
+    })
 }
 
 // === requests ===
@@ -272,7 +300,7 @@ fn write_answer(answer: &Answer) -> pb::Answer {
         Answer::Socket(socket) => Kind::Socket(pb::MaybeSocket {
             socket: socket.as_ref().map(|socket| pb::Socket {
                 id: write_id(&socket.id),
-                rooms: socket.rooms.iter().map(RoomName::to_string).collect(),
+                rooms: write_rooms(&socket.rooms),
                 user: socket.user.as_ref().map(UserName::to_string),
                 connected_at_ms: socket.connected_at_ms,
                 remote_addr: socket.remote_addr.clone(),
@@ -400,6 +428,10 @@ fn read_optional_id(id: Option<&Bytes>) -> Result<Option<SocketId>, WireError> {
 
 fn read_room(name: &str) -> Result<RoomName, WireError> {
     RoomName::parse(name).map_err(|_| WireError::Field("room"))
+}
+
+fn write_rooms(rooms: &[RoomName]) -> Vec<String> {
+    rooms.iter().map(RoomName::to_string).collect()
 }
 
 fn read_rooms(names: &[String]) -> Result<Vec<RoomName>, WireError> {

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
+use crate::auth::{TokenArgs, mint};
 use crate::config::{Config, Drain, Loaded, Log, LogFormat, Sources};
 use crate::server::Server;
 
@@ -33,6 +34,8 @@ enum Command {
     Config,
     /// Check the configuration and say what is wrong with it
     CheckConfig,
+    /// Print a token for a client, signed with the secret of [auth], for trying things out
+    Token(TokenArgs),
 }
 
 #[derive(Args)]
@@ -86,6 +89,13 @@ pub fn run(app: App) -> ExitCode {
     match cli.command {
         Some(Command::Config) => print!("{}", loaded.text),
         Some(Command::CheckConfig) => println!("the configuration is fine"),
+        Some(Command::Token(args)) => match mint(&args, &loaded.config.auth, SystemTime::now()) {
+            Ok(token) => println!("{token}"),
+            Err(error) => {
+                eprintln!("unisono: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        },
         Some(Command::Serve) | None => {
             if let Err(error) = serve(app, loaded) {
                 eprintln!("unisono: {error:#}");

@@ -16,7 +16,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::api;
 use crate::ask::Workers;
 use crate::delivery::Delivery;
+use crate::events::{self, Kind};
 use crate::registry::{Deliver, Drain, Gap, Ready};
+use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
 use crate::unisono::Unisono;
 use crate::vital::Vital;
@@ -136,6 +138,9 @@ impl Handler<Occupied> for Node {
         entry.workers |= 1 << worker;
         if first {
             self.shared.load.rooms.fetch_add(1, Ordering::Relaxed);
+            if self.is_watched(&room) {
+                self.shared.cluster.occupy(room.clone(), true);
+            }
             self.shared.cluster.want(room);
         } else if entry.ready {
             self.tell_ready(&room, 1 << worker);
@@ -152,6 +157,9 @@ impl Handler<Vacated> for Node {
             if entry.workers == 0 {
                 self.rooms.remove(&room);
                 self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
+                if self.is_watched(&room) {
+                    self.shared.cluster.occupy(room.clone(), false);
+                }
                 self.shared.cluster.release(room);
             }
         }
@@ -227,6 +235,8 @@ impl StreamHandler<Event> for Node {
                     drop(place);
                 });
             }
+            Event::Occupied(room) => self.tell_application(&room, Kind::Occupied),
+            Event::Vacated(room) => self.tell_application(&room, Kind::Vacated),
             Event::RoomReady(room) => {
                 if let Some(entry) = self.rooms.get_mut(&room) {
                     entry.ready = true;
@@ -283,6 +293,32 @@ impl Node {
         for registry in self.chosen(workers) {
             registry.do_send(Deliver(Arc::clone(delivery)));
         }
+    }
+
+    fn tell_application(&self, room: &RoomName, kind: Kind) {
+        let rule = self.shared.config.rules.find(room);
+        let wanted = |rule: &Rule| {
+            kind.lifecycle()
+                .is_some_and(|what| rule.events.contains(&what))
+        };
+        if !rule.is_some_and(|rule| wanted(rule)) {
+            return;
+        }
+        // What cannot be told is counted there.
+        let _ = self.shared.events.tell(&events::Event {
+            kind,
+            socket: None,
+            room,
+            user: None,
+        });
+    }
+
+    /// Whether the application wants to know when the room is occupied, or vacated.
+    fn is_watched(&self, room: &RoomName) -> bool {
+        let rule = self.shared.config.rules.find(room);
+        rule.is_some_and(|rule| {
+            rule.events.contains(&Lifecycle::Occupied) || rule.events.contains(&Lifecycle::Vacated)
+        })
     }
 
     fn tell_gap(&self, gap: &Gap) {

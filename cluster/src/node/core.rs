@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use proto::envelope::{Answer, Body, Heartbeat, Publication, Request};
+use proto::envelope::{self, Answer, Body, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
@@ -19,10 +19,14 @@ use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
 use crate::membership::Membership;
 use crate::missed::Missed;
-use crate::{Bus, CallError, Gathered, LinkState, Permit, Subject, Subjects};
+use crate::occupancy::{Occupancy, Turn};
+use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects};
 
 /// Questions to the server that are remembered while it is silent; then the link is away.
 const LIVENESS_MAX: usize = 16;
+
+/// Rooms in one message of a snapshot: of the longest names, far below what a bus takes.
+const SNAPSHOT_ROOMS_MAX: usize = 1_000;
 
 /// How long to wait for a node that nobody knows: it may have come up a moment ago, or never have been.
 const STRANGER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -56,6 +60,9 @@ pub(super) struct Core<B> {
     /// Peers that did not answer the last round in time, until they are heard again: the next does not wait
     /// for them.
     pub(super) silent: HashSet<NodeId>,
+    pub(super) occupancy: Occupancy,
+    /// The others do not know this node's rooms for certain.
+    pub(super) snapshot_due: bool,
 }
 
 impl<B: Bus> Core<B> {
@@ -81,7 +88,7 @@ impl<B: Bus> Core<B> {
                     None => return,
                 },
                 Some(wanted) = wishes.recv() => self.on_wish(wanted).await,
-                Some(input) = inputs.recv() => self.on_input(input),
+                Some(input) = inputs.recv() => self.on_input(input).await,
                 _ = tick.tick() => self.on_tick().await,
                 () = call_over => {}
             }
@@ -193,10 +200,70 @@ impl<B: Bus> Core<B> {
                 Wish::Wait => {}
             },
             Wanted::Release(room) => self.interest.release(&room, Instant::now()),
+            Wanted::Occupy(room) => {
+                let turn = self.occupancy.occupy(self.config.node, room.clone());
+                self.tell_rooms(envelope::Occupancy::Occupied(room));
+                self.turn(turn).await;
+            }
+            Wanted::Vacate(room) => {
+                let turn = self.occupancy.vacate(self.config.node, &room);
+                self.tell_rooms(envelope::Occupancy::Vacated(room));
+                self.turn(turn).await;
+            }
         }
     }
 
-    fn on_input(&mut self, input: Input) {
+    /// Tells the other nodes of this one's rooms.
+    fn tell_rooms(&mut self, occupancy: envelope::Occupancy) {
+        if self.config.alone {
+            return;
+        }
+        let parcel = Parcel {
+            subject: self.subjects.all(),
+            reply: None,
+            what: What::Body(Box::new(Body::Occupancy(occupancy)), None),
+        };
+        let there = self.link.state() == LinkState::Connected;
+        if !there || self.data.try_send(parcel).is_err() {
+            self.snapshot_due = true;
+        }
+    }
+
+    fn tell_all_rooms(&mut self) {
+        self.snapshot_due = false;
+        let rooms = self.occupancy.rooms(self.config.node);
+        let mut parts = rooms.chunks(SNAPSHOT_ROOMS_MAX).peekable();
+        if parts.peek().is_none() {
+            return self.tell_rooms(envelope::Occupancy::Snapshot {
+                rooms: Vec::new(),
+                more: false,
+            });
+        }
+        while let Some(rooms) = parts.next() {
+            self.tell_rooms(envelope::Occupancy::Snapshot {
+                rooms: rooms.to_vec(),
+                more: parts.peek().is_some(),
+            });
+        }
+    }
+
+    /// The node that has been up for longest says what has become of rooms.
+    async fn turn(&self, turns: impl IntoIterator<Item = Turn>) {
+        let mine = (self.config.started_at_ms, self.config.node);
+        let age = |peer: &Peer| (peer.heartbeat.started_at_ms, peer.id);
+        if self.membership.peers().any(|peer| age(peer) < mine) {
+            return;
+        }
+        for turn in turns {
+            self.emit(match turn {
+                Turn::Occupied(room) => Event::Occupied(room),
+                Turn::Vacated(room) => Event::Vacated(room),
+            })
+            .await;
+        }
+    }
+
+    async fn on_input(&mut self, input: Input) {
         let now = Instant::now();
         self.link.heard(now);
         match input {
@@ -207,9 +274,24 @@ impl<B: Bus> Core<B> {
                     info!(node = %peer, %name, "node up");
                     // Let it know of this one without the wait for the next turn.
                     self.send_heartbeat();
+                    self.snapshot_due = true;
                 }
             }
-            Input::Goodbye(peer) => self.down(peer, "said goodbye"),
+            Input::Goodbye(peer) => self.down(peer, "said goodbye").await,
+            Input::Occupancy(peer, occupancy) => {
+                let turns = match occupancy {
+                    envelope::Occupancy::Occupied(room) => {
+                        self.occupancy.occupy(peer, room).into_iter().collect()
+                    }
+                    envelope::Occupancy::Vacated(room) => {
+                        self.occupancy.vacate(peer, &room).into_iter().collect()
+                    }
+                    envelope::Occupancy::Snapshot { rooms, more } => {
+                        self.occupancy.snapshot(peer, rooms, more)
+                    }
+                };
+                self.turn(turns).await;
+            }
             Input::Answer(number, from, answer) => match self.probes.get(&number) {
                 Some(_) => self.interest.peer_answered(from),
                 None => self.calls.answer(number, from, answer),
@@ -220,10 +302,10 @@ impl<B: Bus> Core<B> {
             }
             Input::NoResponders(number) => match self.probes.get(&number).copied() {
                 Some(None) => self.interest.server_answered(),
-                Some(Some(peer)) => self.down(peer, "does not listen"),
+                Some(Some(peer)) => self.down(peer, "does not listen").await,
                 None => {
                     if let Some(peer) = self.calls.no_responders(number) {
-                        self.down(peer, "does not listen");
+                        self.down(peer, "does not listen").await;
                     }
                 }
             },
@@ -235,11 +317,13 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    fn down(&mut self, peer: NodeId, why: &str) {
+    async fn down(&mut self, peer: NodeId, why: &str) {
         self.interest.peer_answered(peer);
         self.silent.remove(&peer);
         if self.membership.down(peer) {
             info!(node = %peer, why, "node down");
+            let turns = self.occupancy.forget(peer);
+            self.turn(turns).await;
         }
     }
 
@@ -258,6 +342,7 @@ impl<B: Bus> Core<B> {
                 self.interest.prove_link();
                 self.proving_link = true;
                 self.heartbeat_due = now;
+                self.snapshot_due = true;
             }
             Change::Left => {
                 warn!("the bus is away");
@@ -294,6 +379,11 @@ impl<B: Bus> Core<B> {
                 info!(node = %peer, "node down: silent for too long");
                 self.silent.remove(&peer);
                 self.interest.peer_answered(peer);
+                let turns = self.occupancy.forget(peer);
+                self.turn(turns).await;
+            }
+            if self.snapshot_due {
+                self.tell_all_rooms();
             }
             self.tell_missed();
         }

@@ -145,6 +145,7 @@ impl Reader {
                 let reason = "bus_outage";
                 self.event(Event::Gap { rooms, reason }).await;
             }
+            Body::Occupancy(occupancy) => self.input(Input::Occupancy(origin, occupancy)).await,
             _ => self.refuse(&"unexpected among publications"),
         }
     }

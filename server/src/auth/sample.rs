@@ -40,6 +40,7 @@ pub fn handshake(path: &str, query: &str, headers: &[(&'static str, &str)]) -> H
         query: query.to_owned(),
         headers: header_map(headers),
         peer: "192.0.2.7:4711".parse().unwrap(),
+        user: None,
     }
 }
 
