@@ -202,7 +202,7 @@ async fn act(unisono: &Unisono, whom: Whom, act: Act, word: &str) -> ApiResult {
     let target = match whom {
         Whom::Sockets(ids) => {
             check_count(unisono, ids.len())?;
-            return Ok(results(unisono.act(ids, act)?.await));
+            return Ok(results(unisono.act(ids, &act)?.await));
         }
         Whom::Room(room) => Target::Room(room),
         Whom::User(user) => Target::User(user),

@@ -351,7 +351,7 @@ impl Handler<Ask> for Registry {
                     Target::Room(room) => (self.members(&room), true),
                     Target::User(user) => (self.sockets_of(&user), true),
                 };
-                return self.act(ids, act, Vote::new(count, reply));
+                return self.act(ids, &act, &Vote::new(count, reply));
             }
             Request::Sockets(query) => {
                 let Some(entry) = self.rooms.get(&query.room) else {
@@ -530,7 +530,7 @@ impl Registry {
         }
     }
 
-    fn act(&mut self, ids: Vec<SocketId>, act: Act, vote: Vote) {
+    fn act(&mut self, ids: Vec<SocketId>, act: &Act, vote: &Vote) {
         // Made for a wire when its first socket is met.
         let frames: [OnceCell<Bytes>; 2] = Default::default();
         for id in ids {
@@ -541,7 +541,7 @@ impl Registry {
                     continue;
                 }
             };
-            let status = match &act {
+            let status = match act {
                 Act::Emit { payload, from } => {
                     let wire = session.wire;
                     let frame = frames[wire as usize]

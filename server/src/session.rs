@@ -267,15 +267,20 @@ impl Actor for Session {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
-        let mut end = self.end.take();
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
             let _ = self.stream.try_write(&frame::close(Some(&Close::INTERNAL)));
-            end.get_or_insert(Box::new(Close::INTERNAL));
+            if let Phase::Open = self.phase {
+                self.end = Some(Box::new(Close::INTERNAL));
+            }
         }
+        let end = self.end.take();
+        let opened = matches!(self.phase, Phase::Open) || end.is_some();
         let end = end.map_or(Close::GONE, |end| *end);
         self.worker.registry.do_send(Closed(self.id, end.clone()));
-        self.run_on_close(end);
+        if opened {
+            self.run_on_close(end);
+        }
     }
 }
 

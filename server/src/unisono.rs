@@ -87,10 +87,10 @@ impl Unisono {
     pub(crate) fn act(
         &self,
         to: Vec<String>,
-        act: Act,
+        act: &Act,
     ) -> Result<impl Future<Output = Vec<(String, Status)>> + use<>, PublishError> {
-        let permit = self.permit_for(&act, to.len())?;
-        Ok(self.each(to, &act, permit.as_ref()))
+        let permit = self.permit_for(act, to.len())?;
+        Ok(self.each(to, act, permit.as_ref()))
     }
 
     /// Does something with the sockets of a room or a user, and says with how many.

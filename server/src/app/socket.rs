@@ -72,13 +72,6 @@ pub struct Context(RwLock<HashMap<TypeId, Value>>);
 
 type Value = Arc<dyn Any + Send + Sync>;
 
-impl Inner {
-    /// Whether the session has been told to the registry.
-    pub(crate) fn is_open(&self) -> bool {
-        self.session.get().is_some()
-    }
-}
-
 impl Socket {
     /// The id, by which anybody in the cluster can send to the socket.
     pub fn id(&self) -> SocketId {

@@ -71,8 +71,7 @@ impl Session {
             return;
         };
         let job = Job::Close(end);
-        let opened = !matches!(self.phase, super::Phase::Opening) && socket.0.is_open();
-        if !opened || !handlers.handle(&job) {
+        if !handlers.handle(&job) {
             return;
         }
         let limit = self.shared().config.sockets.handler_timeout;

@@ -61,6 +61,10 @@ impl Session {
         };
         let event = command.server_event();
         if !self.may_go_on() {
+            let event = match &command {
+                Command::Event { name, .. } => Some(name.as_str()),
+                _ => event,
+            };
             return self.refuse(&Refusal {
                 id,
                 code: ErrorCode::RateLimited,
@@ -222,7 +226,7 @@ impl Session {
             return Err((ErrorCode::BadMessage, "too many ids in `to`"));
         }
         let from = Some(self.id);
-        let results = self.worker.unisono.act(to, Act::Emit { payload, from });
+        let results = self.worker.unisono.act(to, &Act::Emit { payload, from });
         let results = results.map_err(|error| match error {
             PublishError::TooLarge => (ErrorCode::TooLarge, "more than the bus takes"),
             PublishError::Busy => (ErrorCode::Unavailable, "too much is on its way"),

@@ -138,7 +138,7 @@ impl Unisono {
             payload,
             from: None,
         };
-        self.act_on_one(to, emit).await
+        self.act_on_one(to, &emit).await
     }
 
     /// Sends an event to all sockets of a user, and says how many there were.
@@ -237,7 +237,7 @@ impl Unisono {
     /// When the name is none.
     pub async fn join(&self, id: SocketId, room: &str) -> Result<Status, SendError> {
         let join = Act::Join(RoomName::parse(room)?);
-        self.act_on_one(id, join).await
+        self.act_on_one(id, &join).await
     }
 
     /// Undoes [`Unisono::join`].
@@ -247,7 +247,7 @@ impl Unisono {
     /// When the name is none.
     pub async fn leave(&self, id: SocketId, room: &str) -> Result<Status, SendError> {
         let leave = Act::Leave(RoomName::parse(room)?);
-        self.act_on_one(id, leave).await
+        self.act_on_one(id, &leave).await
     }
 
     /// Closes a socket, wherever it is.
@@ -278,7 +278,7 @@ impl Unisono {
         Ok(self.act_on(target, disconnect)?.await)
     }
 
-    async fn act_on_one(&self, id: SocketId, act: Act) -> Result<Status, SendError> {
+    async fn act_on_one(&self, id: SocketId, act: &Act) -> Result<Status, SendError> {
         let statuses = self.act(vec![id.to_string()], act)?.await;
         let status = statuses.first().map(|(_, status)| *status);
         Ok(status.unwrap_or(Status::Timeout))
@@ -356,7 +356,7 @@ impl IntoFuture for Disconnect {
             let close = Close::by_application(self.code, self.reason)?;
             let after_ms = u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
             let disconnect = Act::Disconnect { close, after_ms };
-            self.unisono.act_on_one(self.id, disconnect).await
+            self.unisono.act_on_one(self.id, &disconnect).await
         })
     }
 }
