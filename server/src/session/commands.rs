@@ -26,7 +26,7 @@ impl Session {
                 let payload = Payload::Text(text.into_owned().into());
                 self.on_raw(payload, ctx);
             }
-            Incoming::Binary(_) if self.native() => self.refuse(&Refusal {
+            Incoming::Binary(_) if self.native() => self.refuse_message(Refusal {
                 id: None,
                 code: ErrorCode::BadMessage,
                 message: "messages are text frames".to_owned(),
@@ -57,7 +57,7 @@ impl Session {
     fn on_text(&mut self, text: &str, ctx: &mut Context<Self>) {
         let ClientMessage { id, command } = match ClientMessage::parse(text) {
             Ok(message) => message,
-            Err(refusal) => return self.refuse(&refusal),
+            Err(refusal) => return self.refuse_message(refusal),
         };
         let event = command.server_event();
         if !self.may_go_on() {
@@ -65,12 +65,7 @@ impl Session {
                 Command::Event { name, .. } => Some(name.as_str()),
                 _ => event,
             };
-            return self.refuse(&Refusal {
-                id,
-                code: ErrorCode::RateLimited,
-                message: "too many messages in too short a time".to_owned(),
-                event: event.map(str::to_owned),
-            });
+            return self.refuse(&rate_limited(id, event.map(str::to_owned)));
         }
         let done = match command {
             Command::Event { name, data } => {
@@ -94,6 +89,15 @@ impl Session {
                 message: message.to_owned(),
                 event: event.map(str::to_owned),
             });
+        }
+    }
+
+    /// What cannot be understood counts as a message, too.
+    fn refuse_message(&mut self, refusal: Refusal) {
+        if self.may_go_on() {
+            self.refuse(&refusal);
+        } else {
+            self.refuse(&rate_limited(refusal.id, refusal.event));
         }
     }
 
@@ -277,6 +281,15 @@ impl Session {
         let delivery = Delivery::new(publication, self.shared().node, permit);
         self.worker.unisono.node.do_send(Publish::quietly(delivery));
         self.ack(id, Some(b"{}"));
+    }
+}
+
+fn rate_limited(id: Option<ClientId>, event: Option<String>) -> Refusal {
+    Refusal {
+        id,
+        code: ErrorCode::RateLimited,
+        message: "too many messages in too short a time".to_owned(),
+        event,
     }
 }
 
