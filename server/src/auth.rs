@@ -324,14 +324,26 @@ impl Grant {
 
 // === impl Rights ===
 
+/// The grant of somebody of whom nothing is known.
+pub const NOBODY: Grant = Grant {
+    user: None,
+    rooms: None,
+    rights: Rights::ALL,
+    expires_at: None,
+};
+
+impl Rights {
+    const ALL: Self = Self {
+        join: true,
+        publish: true,
+        emit: true,
+        send: true,
+    };
+}
+
 impl Default for Rights {
     fn default() -> Self {
-        Self {
-            join: true,
-            publish: true,
-            emit: true,
-            send: true,
-        }
+        Self::ALL
     }
 }
 

@@ -27,7 +27,7 @@ use crate::delivery::{Delivery, payload_frame};
 use crate::events::{Event, Kind};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
-use crate::rules::Rule;
+use crate::rules::{Lifecycle, Rule};
 use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, Wake};
 use crate::shared::{Shared, now_ms};
 use crate::vital::Vital;
@@ -119,14 +119,20 @@ pub struct Registry {
 
 struct Socket {
     session: SessionRef,
-    home: RoomName,
-    rule: Arc<Rule>,
+    /// Where somebody wants to know of its beginning and its end.
+    home: Option<Box<Home>>,
     peer: SocketAddr,
     connected_at_ms: u64,
     /// Not before the first room is joined do others see the socket.
     open: bool,
     rooms: Vec<RoomName>,
     wake: Option<delay_queue::Key>,
+}
+
+/// The room by which a socket came, and its rule.
+struct Home {
+    room: RoomName,
+    rule: Arc<Rule>,
 }
 
 struct RoomEntry {
@@ -191,8 +197,7 @@ impl Handler<Open> for Registry {
         }
         let socket = Socket {
             session,
-            home: room.clone(),
-            rule,
+            home: Home::of(&room, rule),
             peer,
             connected_at_ms: now_ms(),
             open: false,
@@ -221,8 +226,8 @@ impl Handler<Closed> for Registry {
             self.tell_member(&socket, room, Kind::Left);
             self.remove_member(room, id);
         }
-        if socket.open {
-            self.tell(&socket, &socket.rule, &socket.home, Kind::Closed(&close));
+        if let (true, Some(home)) = (socket.open, &socket.home) {
+            self.tell(&socket, &home.rule, &home.room, Kind::Closed(&close));
         }
     }
 }
@@ -606,8 +611,8 @@ impl Registry {
 
     fn tell_admitted(&self, id: SocketId, room: &RoomName, opened: bool) {
         if let Some(socket) = self.sockets.get(&id) {
-            if opened {
-                self.tell(socket, &socket.rule, room, Kind::Opened);
+            if let (true, Some(home)) = (opened, &socket.home) {
+                self.tell(socket, &home.rule, &home.room, Kind::Opened);
             }
             self.tell_member(socket, room, Kind::Joined);
         }
@@ -639,6 +644,15 @@ impl Registry {
         let more = rooms.len() > query.limit;
         rooms.truncate(query.limit);
         RoomsPage { rooms, more }
+    }
+}
+
+impl Home {
+    fn of(room: &RoomName, rule: Arc<Rule>) -> Option<Box<Self>> {
+        let wanted = [Lifecycle::Opened, Lifecycle::Closed];
+        let wanted = wanted.iter().any(|what| rule.events.contains(what));
+        let room = room.clone();
+        wanted.then(|| Box::new(Self { room, rule }))
     }
 }
 

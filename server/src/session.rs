@@ -29,7 +29,7 @@ use tracing::debug;
 
 use crate::admission::Admitted;
 use crate::app::{Done, Job, Socket};
-use crate::auth::{self, Grant};
+use crate::auth::{self, Grant, NOBODY};
 use crate::delivery::Wire;
 use crate::events::NoAck;
 use crate::rate::Used;
@@ -170,7 +170,8 @@ pub struct Session {
     worker: Rc<Worker>,
     stream: TcpStream,
     peer: SocketAddr,
-    grant: Grant,
+    /// None for the grant of everybody.
+    grant: Option<Box<Grant>>,
     /// For handlers, where the room has some.
     socket: Option<Socket>,
     decoder: Decoder,
@@ -248,7 +249,7 @@ impl Actor for Session {
         let session = SessionRef {
             id: self.id,
             wire: Wire::WebSocket,
-            user: self.grant.user.clone(),
+            user: self.grant().user.clone(),
             native: self.native(),
             actor: SessionActor::Socket(ctx.address()),
             queue: Arc::clone(&self.queue),
@@ -573,7 +574,7 @@ impl Session {
             rule: admitted.rule,
             home: admitted.room,
             expires: admitted.grant.expires(now, &worker.shared.config.auth),
-            grant: admitted.grant,
+            grant: boxed(admitted.grant),
             rooms: Vec::with_capacity(1),
             phase: Phase::Opening,
             carry: arrival.rest,
@@ -604,6 +605,10 @@ impl Session {
 
     fn native(&self) -> bool {
         self.rule.format == Format::Json
+    }
+
+    fn grant(&self) -> &Grant {
+        self.grant.as_deref().unwrap_or(&NOBODY)
     }
 
     fn greet(&mut self) {
@@ -737,6 +742,11 @@ impl Session {
             self.push(encode(Opcode::Ping, b""));
         }
     }
+}
+
+/// The grant of everybody, where nobody asks who somebody is, takes no memory of a socket.
+fn boxed(grant: Grant) -> Option<Box<Grant>> {
+    (grant != NOBODY).then(|| Box::new(grant))
 }
 
 fn take_waiting(

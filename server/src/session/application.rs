@@ -93,7 +93,7 @@ impl Session {
             kind: Kind::Message(payload),
             socket: Some(self.id),
             room: &self.home,
-            user: self.grant.user.as_ref(),
+            user: self.grant().user.as_ref(),
         };
         let events = &self.worker.shared.events;
         let Some(id) = id else {
@@ -147,7 +147,7 @@ impl Session {
     }
 
     pub(super) fn on_refreshed(&mut self, id: Option<ClientId>, grant: Result<Grant, Denied>) {
-        let same = |grant: Grant| match grant.user == self.grant.user {
+        let same = |grant: Grant| match grant.user == self.grant().user {
             true => Ok(grant),
             false => Err(Denied::Forbidden("the token is of another user".to_owned())),
         };
@@ -185,7 +185,7 @@ impl Session {
             Some(left) => serde_json::json!({ "expires_in": left.as_secs() }),
             None => serde_json::json!({}),
         };
-        self.grant = grant;
+        self.grant = super::boxed(grant);
         self.ack(id.as_ref(), Some(data.to_string().as_bytes()));
         self.schedule();
     }

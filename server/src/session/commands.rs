@@ -133,7 +133,7 @@ impl Session {
 
     /// An event of the application's own, or a bare frame: for a handler, or the room of the URL.
     fn on_client_event(&mut self, id: Option<ClientId>, payload: Payload, ctx: &mut Context<Self>) {
-        if let Err(denied) = self.rule.may_send(&self.grant) {
+        if let Err(denied) = self.rule.may_send(self.grant()) {
             return self.refuse_event(id, &payload, denied);
         }
         let Some(payload) = self.handle(&id, payload, ctx) else {
@@ -177,7 +177,7 @@ impl Session {
     fn on_join(&mut self, room: RoomName, id: Option<ClientId>) -> Result<(), Denied> {
         let rule = self.find_rule(&room)?;
         let rules = &self.shared().config.rules;
-        rules.may_join(&rule, &room, &self.grant)?;
+        rules.may_join(&rule, &room, self.grant())?;
         if self.is_in(&room) {
             self.ack(id.as_ref(), Some(room_data(&room).as_bytes()));
             return Ok(());
@@ -208,7 +208,7 @@ impl Session {
     ) -> Result<(), Denied> {
         let rule = self.find_rule(&room)?;
         let rules = &self.shared().config.rules;
-        rules.may_publish(&rule, &room, &self.grant, self.is_in(&room))?;
+        rules.may_publish(&rule, &room, self.grant(), self.is_in(&room))?;
         let publication = Publication {
             from: Some(self.id),
             except: vec![self.id],
@@ -225,7 +225,7 @@ impl Session {
         id: Option<ClientId>,
         ctx: &mut Context<Self>,
     ) -> Result<(), Denied> {
-        self.rule.may_emit(&self.grant)?;
+        self.rule.may_emit(self.grant())?;
         if to.len() > self.shared().config.sockets.emit_ids {
             return Err((ErrorCode::BadMessage, "too many ids in `to`"));
         }
