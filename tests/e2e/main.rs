@@ -10,4 +10,5 @@ mod harness;
 mod http;
 mod laravel;
 mod nginx;
+mod occupancy;
 mod sockets;
