@@ -1,9 +1,11 @@
 //! Who is let in: all that is checked before the answer to a handshake, on either wire.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError};
 
+use futures_util::FutureExt;
 use proto::{RoomName, SocketId, UserName};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -77,8 +79,14 @@ pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted
         .and_then(|handlers| handlers.handshake());
     if let Some(handler) = handler {
         let limit = shared.config.sockets.handler_timeout;
-        let accept = match timeout(limit, handler(handshake.clone())).await {
-            Ok(accept) => accept?,
+        let handshake = handshake.clone();
+        let caught = AssertUnwindSafe(async { handler(handshake).await }).catch_unwind();
+        let accept = match timeout(limit, caught).await {
+            Ok(Ok(accept)) => accept?,
+            Ok(Err(_)) => {
+                warn!("on_handshake panicked");
+                return Err(handler_failed());
+            }
             Err(_) => {
                 warn!(?limit, "on_handshake took too long");
                 let message = "the application does not answer handshakes";
@@ -103,15 +111,16 @@ fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
     if let Some(user) = accept.user {
         let user = UserName::parse(&user).map_err(|error| {
             warn!(%error, "on_handshake gave a bad name of a user");
-            Refusal::of(
-                "500 Internal Server Error",
-                "handler_failed",
-                "the handler failed",
-            )
+            handler_failed()
         })?;
         grant.user = Some(user);
     }
     Ok(accept.context)
+}
+
+fn handler_failed() -> Refusal {
+    let status = "500 Internal Server Error";
+    Refusal::of(status, "handler_failed", "the handler failed")
 }
 
 fn forbidden(message: &str) -> Refusal {
