@@ -3,12 +3,12 @@
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -199,9 +199,24 @@ pub fn free_port() -> u16 {
         let random = RandomState::new().build_hasher().finish();
         AtomicU16::new((random % u64::from(COUNT)) as u16)
     });
+    // A server that is down for a while leaves its port free: its twin of UDP, which nobody else uses, says to
+    // other tests that it is taken, for as long as this process lives.
+    static TAKEN: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+    let take = |port: &u16| {
+        let address = (Ipv4Addr::LOCALHOST, *port);
+        let mine = UdpSocket::bind(address).ok()?;
+        TcpListener::bind(address).ok().map(|_| mine)
+    };
     (0..COUNT)
         .map(|_| FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find_map(|port| {
+            let mine = take(&port)?;
+            TAKEN
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(mine);
+            Some(port)
+        })
         .expect("one of 15000 ports is free")
 }
 
