@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tracing::debug;
 
 use crate::admission::admit;
@@ -60,18 +61,38 @@ struct Idle {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-/// The place of a connection on the node. An event stream, which is a socket, gives it back.
+/// The place of a connection on the node, until it is over: that of a plain one, or, once it is an event stream,
+/// that of a socket.
 pub struct Place {
-    /// None of a socket: it has one of its own.
-    slot: RefCell<Option<Slot>>,
+    slot: RefCell<Arc<Slot>>,
+    is_socket: Cell<bool>,
     write_timeout: Cell<Duration>,
+    /// When the last that is to be written is waited for no longer.
+    deadline: Cell<Option<Instant>>,
 }
 
 impl Place {
     /// The connection is a socket from now on, and counts as one.
-    pub fn become_socket(&self, write_timeout: Duration) {
-        self.slot.take();
+    pub fn become_socket(&self, slot: Arc<Slot>, write_timeout: Duration) {
+        self.slot.replace(slot);
+        self.is_socket.set(true);
         self.write_timeout.set(write_timeout);
+    }
+
+    /// Nothing more is to be written; what is, is written within that time or not at all.
+    pub fn leave(&self, close_timeout: Duration) {
+        self.deadline.set(Some(Instant::now() + close_timeout));
+    }
+
+    /// How long the client may take nothing, from now on.
+    fn patience(&self) -> Duration {
+        let left = self
+            .deadline
+            .get()
+            .map(|deadline| deadline - Instant::now());
+        left.map_or(self.write_timeout.get(), |left| {
+            left.min(self.write_timeout.get())
+        })
     }
 }
 
@@ -108,8 +129,10 @@ impl Door {
             admin,
             idle: None,
             place: Rc::new(Place {
-                slot: RefCell::new(Some(slot)),
+                slot: RefCell::new(Arc::new(slot)),
+                is_socket: Cell::new(false),
                 write_timeout: Cell::new(self.worker.shared.config.api.idle_timeout),
+                deadline: Cell::new(None),
             }),
         };
         self.enter(connection).await;
@@ -306,8 +329,10 @@ impl Replay {
             idle.sleep = None;
             return polled;
         }
-        let timeout = self.place.write_timeout.get();
-        let sleep = idle.sleep.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        let place = &self.place;
+        let sleep = idle
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep(place.patience())));
         match sleep.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -373,7 +398,7 @@ impl AsyncRead for Replay {
             let before = buffer.filled().len();
             let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
             let over = matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
-            if over && self.place.slot.borrow().is_none() {
+            if over && self.place.is_socket.get() {
                 // The HTTP server would write to a stream of events until that fails, long after its client
                 // has gone.
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));

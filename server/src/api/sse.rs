@@ -35,7 +35,11 @@ pub(super) fn resource() -> Resource {
 }
 
 async fn stream(request: HttpRequest) -> HttpResponse {
-    let (Some(worker), Some(peer)) = (request.app_data::<Rc<Worker>>(), request.peer_addr()) else {
+    let (Some(worker), Some(peer), Some(place)) = (
+        request.app_data::<Rc<Worker>>(),
+        request.peer_addr(),
+        request.conn_data::<Rc<Place>>(),
+    ) else {
         return HttpResponse::InternalServerError().finish();
     };
     let room = match RoomName::from_path(request.uri().path()) {
@@ -56,9 +60,7 @@ async fn stream(request: HttpRequest) -> HttpResponse {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(&request, &refusal),
     };
-    if let Some(place) = request.conn_data::<Rc<Place>>() {
-        place.become_socket(worker.shared.config.sockets.write_timeout);
-    }
+    let body = EventStream::start_on(Rc::clone(worker), admitted, Rc::clone(place));
     let mut response = HttpResponse::Ok();
     allow_origin(&request, &mut response)
         .insert_header((CONTENT_TYPE, "text/event-stream"))
@@ -66,7 +68,7 @@ async fn stream(request: HttpRequest) -> HttpResponse {
         // nginx would gather events before it passes them on.
         .insert_header(("X-Accel-Buffering", "no"))
         .force_close()
-        .body(EventStream::start_on(Rc::clone(worker), admitted))
+        .body(body)
 }
 
 fn refuse(request: &HttpRequest, refusal: &Refusal) -> HttpResponse {

@@ -2,14 +2,20 @@
 //! HTTP response, and is polled as that: when the client takes nothing, it stands still until the connection's
 //! time is up, and what is sent to it meanwhile counts against its queue.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 
 use actix::{Actor, ActorContext, AsyncContext, Handler};
 use actix_web::body::{BodyStream, MessageBody};
 use actix_web_actors::HttpContext;
 use bytes::Bytes;
+use futures_util::Stream;
 use proto::client::{closing_text, open_text};
 use proto::{Close, RoomName, SocketId};
 use tokio::time::Instant;
@@ -22,6 +28,7 @@ use crate::admission::Admitted;
 use crate::app::{Job, Socket};
 use crate::auth::Grant;
 use crate::delivery::{Wire, sse};
+use crate::door::Place;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{Format, Rule};
 use crate::shared::Slot;
@@ -38,12 +45,26 @@ pub struct EventStream {
     /// For handlers, where the room has some.
     socket: Option<Socket>,
     queue: Arc<Queue>,
+    outlet: Outlet,
     open: bool,
     written: Instant,
     disconnect: Option<(Instant, Disconnect)>,
     expires: Option<Instant>,
     end: Option<Close>,
-    slot: Option<Slot>,
+    place: Rc<Place>,
+    slot: Option<Arc<Slot>>,
+}
+
+/// The events that the HTTP server has not taken yet: it takes the next when it has room for it. They count
+/// against the queue until then.
+type Outlet = Rc<RefCell<VecDeque<Bytes>>>;
+
+/// The body: runs the actor, and hands out its events.
+struct Body<S> {
+    actor: S,
+    ended: bool,
+    outlet: Outlet,
+    queue: Arc<Queue>,
 }
 
 impl Actor for EventStream {
@@ -88,9 +109,13 @@ impl Actor for EventStream {
 impl Handler<Deliver> for EventStream {
     type Result = ();
 
-    fn handle(&mut self, Deliver(frames): Deliver, ctx: &mut Self::Context) {
-        self.queue.remove(outbox::cost(&frames));
-        self.write(frames, ctx);
+    fn handle(&mut self, Deliver(frames): Deliver, _: &mut Self::Context) {
+        if self.end.is_some() {
+            self.queue.remove(outbox::cost(&frames));
+        } else {
+            self.written = Instant::now();
+            self.outlet.borrow_mut().push_back(frames);
+        }
     }
 }
 
@@ -98,14 +123,20 @@ impl Handler<Overflowed> for EventStream {
     type Result = ();
 
     fn handle(&mut self, Overflowed: Overflowed, ctx: &mut Self::Context) {
-        self.close(Close::SLOW, None, ctx);
+        if self.end.is_none() {
+            // The client did not take what is queued in time: it gets no more than it was handed.
+            for event in self.outlet.take() {
+                self.queue.remove(outbox::cost(&event));
+            }
+            self.close(Close::SLOW, None, ctx);
+        }
     }
 }
 
 impl Handler<Joined> for EventStream {
     type Result = ();
 
-    fn handle(&mut self, Joined(_): Joined, ctx: &mut Self::Context) {
+    fn handle(&mut self, Joined(_): Joined, _: &mut Self::Context) {
         if self.open {
             return;
         }
@@ -114,10 +145,10 @@ impl Handler<Joined> for EventStream {
         if self.native() && shared.config.sockets.greeting {
             let interval = shared.config.sockets.ping_interval.as_secs_f64();
             let text = open_text(self.id, &self.home, shared.node, interval);
-            self.write(sse::data(text.as_bytes()), ctx);
+            self.write(sse::data(text.as_bytes()));
         } else {
             // The client learns that it is there.
-            self.write(Bytes::from_static(sse::COMMENT), ctx);
+            self.write(Bytes::from_static(sse::COMMENT));
         }
         if let Some(running) = self.run(Job::Open) {
             actix_rt::spawn(async move {
@@ -171,45 +202,64 @@ impl Handler<Wake> for EventStream {
         }
         if now >= self.written + self.worker.shared.config.sockets.ping_interval {
             // Keeps proxies from taking the connection for idle, and shows when it is dead.
-            self.write(Bytes::from_static(sse::COMMENT), ctx);
+            self.write(Bytes::from_static(sse::COMMENT));
         }
         self.schedule();
     }
 }
 
 impl EventStream {
-    /// The session of a client that was let in, as the body of the response.
-    pub fn start_on(worker: Rc<Worker>, mut admitted: Admitted) -> impl MessageBody {
+    /// The session of a client that was let in, as the body of the response. It counts as a socket until it
+    /// and its connection are over.
+    pub fn start_on(
+        worker: Rc<Worker>,
+        mut admitted: Admitted,
+        place: Rc<Place>,
+    ) -> impl MessageBody {
         let id = SocketId::new(worker.shared.node, worker.index, rand::random());
+        let socket = admitted.socket(id, &worker.unisono);
+        let slot = Arc::new(admitted.slot);
+        place.become_socket(
+            Arc::clone(&slot),
+            worker.shared.config.sockets.write_timeout,
+        );
         let now = Instant::now();
         let stream = Self {
             id,
-            socket: admitted.socket(id, &worker.unisono),
+            socket,
             peer: admitted.peer,
             expires: admitted.grant.expires(now, &worker.shared.config.auth),
             grant: admitted.grant,
             rule: admitted.rule,
             home: admitted.room,
             queue: Queue::new(&worker.shared),
+            outlet: Rc::default(),
             open: false,
             written: now,
             disconnect: None,
             end: None,
-            slot: Some(admitted.slot),
+            place,
+            slot: Some(slot),
             worker,
         };
-        BodyStream::new(HttpContext::create(stream))
+        BodyStream::new(Body {
+            outlet: Rc::clone(&stream.outlet),
+            queue: Arc::clone(&stream.queue),
+            actor: HttpContext::create(stream),
+            ended: false,
+        })
     }
 
     fn native(&self) -> bool {
         self.rule.format == Format::Json
     }
 
-    fn write(&mut self, event: Bytes, ctx: &mut HttpContext<Self>) {
-        if self.end.is_none() {
-            self.written = Instant::now();
-            ctx.write(event);
-        }
+    /// Queues an event of the session's own: few, small, and past every limit.
+    fn write(&mut self, event: Bytes) {
+        let cost = outbox::cost(&event);
+        self.queue.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.written = Instant::now();
+        self.outlet.borrow_mut().push_back(event);
     }
 
     fn disconnect(&mut self, disconnect: &Disconnect, ctx: &mut HttpContext<Self>) {
@@ -225,14 +275,16 @@ impl EventStream {
             return;
         }
         if let Some(ms) = reconnect_in_ms {
-            self.write(format!("retry: {ms}\n\n").into(), ctx);
+            self.write(format!("retry: {ms}\n\n").into());
         }
         if self.native() && self.open {
             let text = closing_text(close.code, &close.reason, reconnect_in_ms);
-            self.write(sse::data(text.as_bytes()), ctx);
+            self.write(sse::data(text.as_bytes()));
         }
         self.worker.registry.do_send(Closed(self.id, close.clone()));
         self.end = Some(close);
+        self.place
+            .leave(self.worker.shared.config.sockets.close_timeout);
         ctx.write_eof();
         ctx.stop();
     }
@@ -252,5 +304,30 @@ impl EventStream {
         handlers
             .handle(&job)
             .then(|| handlers.run(socket, job, limit))
+    }
+}
+
+impl<S, E> Stream for Body<S>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+{
+    type Item = Result<Bytes, E>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let body = self.get_mut();
+        body.queue.blocked.store(false, Ordering::Relaxed);
+        let polled = match body.ended {
+            true => Poll::Ready(None),
+            false => Pin::new(&mut body.actor).poll_next(cx),
+        };
+        body.ended = matches!(polled, Poll::Ready(None));
+        let Some(event) = body.outlet.borrow_mut().pop_front() else {
+            return polled;
+        };
+        body.queue.remove(outbox::cost(&event));
+        // The HTTP server asks for the next as soon as the client has taken enough; nobody else gets a turn
+        // before that, unless it waits.
+        body.queue.blocked.store(true, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(event)))
     }
 }
