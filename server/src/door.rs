@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -316,6 +316,25 @@ impl Replay {
         }
     }
 
+    /// The client of an event stream has nothing more to say: what comes is read, and thrown away, for its end.
+    /// The HTTP server would keep it as further requests and then read no more, or take the end for that of the
+    /// requests, and write until that fails.
+    fn discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.read = BytesMut::new();
+        let mut scratch = [0; 4096];
+        // The runtime sees to it that others get their turn.
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if buffer.filled().is_empty() => {
+                    return Poll::Ready(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+    }
+
     /// Pending turns into an error when it has lasted too long.
     fn unless_idle<T>(
         &mut self,
@@ -394,16 +413,11 @@ impl AsyncRead for Replay {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.place.is_socket.get() {
+            return self.discard(cx).map(Err);
+        }
         if self.read.is_empty() {
-            let before = buffer.filled().len();
-            let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-            let over = matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
-            if over && self.place.is_socket.get() {
-                // The HTTP server would write to a stream of events until that fails, long after its client
-                // has gone.
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
-            return read;
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
         let count = self.read.len().min(buffer.remaining());
         buffer.put_slice(&self.read[..count]);
