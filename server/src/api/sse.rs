@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use actix_web::http::StatusCode;
 use actix_web::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL,
     CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
 };
+use actix_web::http::{StatusCode, Version};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Resource, guard, web};
 use proto::RoomName;
 use serde_json::json;
@@ -27,11 +27,22 @@ pub(super) fn resource() -> Resource {
             accept
                 .filter_map(|value| value.to_str().ok())
                 .flat_map(|value| value.split(','))
-                .any(|kind| {
-                    kind.split(';').next().unwrap_or_default().trim() == "text/event-stream"
-                })
+                .any(is_event_stream)
         }))
         .to(stream)
+}
+
+/// One entry of an `Accept`. A weight of nothing is a no (RFC 9110 §12.4.2).
+fn is_event_stream(kind: &str) -> bool {
+    let mut parts = kind.split(';').map(str::trim);
+    let named = parts
+        .next()
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("text/event-stream"));
+    let refused = |part: &str| match part.split_once('=') {
+        Some((name, weight)) => name.eq_ignore_ascii_case("q") && weight.parse() == Ok(0.0),
+        None => false,
+    };
+    named && !parts.any(refused)
 }
 
 async fn stream(request: HttpRequest) -> HttpResponse {
@@ -62,13 +73,18 @@ async fn stream(request: HttpRequest) -> HttpResponse {
     };
     let body = EventStream::start_on(Rc::clone(worker), admitted, Rc::clone(place));
     let mut response = HttpResponse::Ok();
-    allow_origin(&request, &mut response)
+    let mut response = allow_origin(&request, &mut response)
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-store"))
         // nginx would gather events before it passes them on.
         .insert_header(("X-Accel-Buffering", "no"))
         .force_close()
-        .body(body)
+        .body(body);
+    if request.version() < Version::HTTP_11 {
+        // Such a client knows no chunks: the end of the connection is the end of the body.
+        response.head_mut().no_chunking(true);
+    }
+    response.map_into_boxed_body()
 }
 
 fn refuse(request: &HttpRequest, refusal: &Refusal) -> HttpResponse {
@@ -82,20 +98,22 @@ fn refuse(request: &HttpRequest, refusal: &Refusal) -> HttpResponse {
         .json(json!({"error": {"code": refusal.code, "message": refusal.message}}))
 }
 
-/// A browser gives an event stream to a page of another origin only where it is told to. Those that may not have
-/// been refused by now, as they are at a WebSocket.
+/// A browser shows an answer to a page of another origin only where it is told to: to those of `auth.origins`, or
+/// to any, where none are listed.
 fn allow_origin<'a>(
     request: &HttpRequest,
     response: &'a mut HttpResponseBuilder,
 ) -> &'a mut HttpResponseBuilder {
+    let worker = request.app_data::<Rc<Worker>>();
+    let listed = worker.map_or(&[][..], |worker| &worker.shared.config.auth.origins);
     if let Some(origin) = request.headers().get(ORIGIN) {
-        response
-            .insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()))
-            .insert_header((VARY, "Origin"));
-        let worker = request.app_data::<Rc<Worker>>();
-        let listed = worker.is_some_and(|worker| !worker.shared.config.auth.origins.is_empty());
-        if listed {
-            response.insert_header((ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"));
+        response.insert_header((VARY, "Origin"));
+        if listed.is_empty() {
+            response.insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()));
+        } else if listed.iter().any(|listed| origin == listed.as_str()) {
+            response
+                .insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()))
+                .insert_header((ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"));
         }
     }
     response
