@@ -67,7 +67,7 @@ fn with_data(mut fields: Value, data: Value) -> Value {
 // === impl Event ===
 
 impl Event {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let value: Value = serde_json::from_str(text)
             .unwrap_or_else(|error| panic!("the server sent no JSON: {error} in {text}"));
         let string = |name: &str| value[name].as_str().map(str::to_owned);

@@ -2,7 +2,7 @@
 //! clients.
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
-//! protocol, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
+//! protocol, a [`Stream`] reads server-sent events, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
 //! files live in a directory that goes away, and every process dies with the value that stands for it.
 //! What a test cannot wait for by reading an answer it waits for with [`eventually`].
 
@@ -17,6 +17,7 @@ mod sandbox;
 
 mod api;
 mod client;
+mod stream;
 mod wire;
 
 pub use api::{Answer, Api};
@@ -28,4 +29,5 @@ pub use node::{Node, NodeConfig, unisono};
 pub use process::{Process, free_port};
 pub use redis::{Redis, RedisConfig};
 pub use sandbox::{Sandbox, SandboxConfig};
+pub use stream::{Dispatched, Stream, stream_request};
 pub use wire::{Frame, Opcode, Response, Wire, frame, head, upgrade_request};

@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::{Api, Client, Node, Process, eventually, free_port};
+use crate::{Api, Client, Node, Process, Stream, eventually, free_port};
 
 const HINT: &str = "install nginx (Debian: apt-get install nginx)";
 
@@ -100,6 +100,16 @@ impl Nginx {
     /// A client that comes through nginx, greeted.
     pub async fn client(&self, path: &str) -> Client {
         Client::connect(&format!("ws://127.0.0.1:{}{path}", self.port)).await
+    }
+
+    /// The event stream of this path, through nginx, greeted.
+    pub async fn stream(&self, path: &str) -> Stream {
+        Stream::connect(self.port, path).await
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 }
 

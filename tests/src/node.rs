@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{Api, Client, Process, Wire, eventually, within};
+use crate::{Api, Client, Process, Stream, Wire, eventually, within};
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -218,6 +218,11 @@ impl Node {
     /// A client that expects no greeting.
     pub async fn ungreeted(&self, path: &str) -> Client {
         Client::ungreeted(&self.url(path)).await
+    }
+
+    /// The event stream of the room at this path, greeted.
+    pub async fn stream(&self, path: &str) -> Stream {
+        Stream::connect(self.port, path).await
     }
 
     /// A bare TCP connection.

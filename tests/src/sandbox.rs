@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::{Api, Client, Nats, NatsConfig, Node, NodeConfig, eventually};
+use crate::{Api, Client, Nats, NatsConfig, Node, NodeConfig, Stream, eventually};
 
 /// Nodes that all know each other, on one NATS server or on two with a route between them.
 #[derive(Debug)]
@@ -121,6 +121,11 @@ impl Sandbox {
     /// A client on node `i`, greeted, in the room of this path.
     pub async fn client(&self, i: usize, path: &str) -> Client {
         self.nodes[i].client(path).await
+    }
+
+    /// The event stream of this path on node `i`, greeted.
+    pub async fn stream(&self, i: usize, path: &str) -> Stream {
+        self.nodes[i].stream(path).await
     }
 
     /// The HTTP API of node `i`.

@@ -18,7 +18,7 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 #[derive(Debug)]
 pub struct Wire {
     stream: TcpStream,
-    unread: Vec<u8>,
+    pub(crate) unread: Vec<u8>,
 }
 
 /// An HTTP response head, and its body where it has a length.
@@ -113,6 +113,15 @@ impl Wire {
         Self::over(TcpSocket::new_v4().expect("a TCP socket"), port).await
     }
 
+    /// Connects from this address of loopback, such as 127.0.0.2.
+    pub async fn connect_from(address: Ipv4Addr, port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("a TCP socket");
+        socket
+            .bind(SocketAddr::from((address, 0)))
+            .expect("an address of loopback");
+        Self::over(socket, port).await
+    }
+
     /// Connects with the smallest receive buffer there is: little is on its way to one who does not read.
     pub async fn narrow(port: u16) -> Self {
         let socket = TcpSocket::new_v4().expect("a TCP socket");
@@ -137,6 +146,11 @@ impl Wire {
     /// The port at this end.
     pub fn local_port(&self) -> u16 {
         self.stream.local_addr().expect("a connected socket").port()
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().expect("a TCP option");
     }
 
     /// Sends bytes.
@@ -221,6 +235,18 @@ impl Wire {
         }
     }
 
+    /// Reads what has come, at least something, and forgets it; says how much it was.
+    #[track_caller]
+    pub fn swallow(&mut self) -> impl Future<Output = usize> {
+        let here = Location::caller();
+        async move {
+            if self.unread.is_empty() {
+                soon(here, || "anything".to_owned(), self.more(here)).await;
+            }
+            std::mem::take(&mut self.unread).len()
+        }
+    }
+
     /// Reads until the server hangs up, and returns what came.
     #[track_caller]
     pub fn rest(&mut self) -> impl Future<Output = Vec<u8>> {
@@ -263,7 +289,7 @@ impl Wire {
         }
     }
 
-    async fn read_response(&mut self, here: &Location<'_>) -> Response {
+    pub(crate) async fn read_response(&mut self, here: &Location<'_>) -> Response {
         let end = loop {
             match self
                 .unread
@@ -316,7 +342,7 @@ impl Wire {
         }
     }
 
-    async fn more(&mut self, here: &Location<'_>) {
+    pub(crate) async fn more(&mut self, here: &Location<'_>) {
         let got = self.fill().await;
         assert!(
             got,
@@ -326,7 +352,7 @@ impl Wire {
     }
 
     /// Reads what there is; false at the end. A reset is an end too.
-    async fn fill(&mut self) -> bool {
+    pub(crate) async fn fill(&mut self) -> bool {
         self.stream
             .read_buf(&mut self.unread)
             .await
