@@ -12,3 +12,4 @@ mod laravel;
 mod nginx;
 mod occupancy;
 mod sockets;
+mod sse;
