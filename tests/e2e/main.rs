@@ -2,6 +2,7 @@
 
 mod applications;
 mod bad_input;
+mod browser;
 mod cluster;
 mod config;
 mod faults;

@@ -2,9 +2,10 @@
 //! clients.
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
-//! protocol, a [`Stream`] reads server-sent events, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
-//! files live in a directory that goes away, and every process dies with the value that stands for it.
-//! What a test cannot wait for by reading an answer it waits for with [`eventually`].
+//! protocol, a [`Stream`] reads server-sent events, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API,
+//! a [`Browser`] is a real one. Ports are free ones on loopback, files live in a directory that goes away,
+//! and every process dies with the value that stands for it. What a test cannot wait for by reading an
+//! answer it waits for with [`eventually`].
 
 mod eventually;
 mod process;
@@ -16,11 +17,13 @@ mod redis;
 mod sandbox;
 
 mod api;
+mod browser;
 mod client;
 mod stream;
 mod wire;
 
 pub use api::{Answer, Api};
+pub use browser::{Browser, Page};
 pub use client::{Client, Event, Refusal};
 pub use eventually::{Outcome, PATIENCE, eventually, within};
 pub use nats::{Nats, NatsConfig};
