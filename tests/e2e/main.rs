@@ -10,6 +10,7 @@ mod handshake;
 mod harness;
 mod http;
 mod laravel;
+mod limits;
 mod nginx;
 mod occupancy;
 mod sockets;
