@@ -15,3 +15,4 @@ mod nginx;
 mod occupancy;
 mod sockets;
 mod sse;
+mod users;
