@@ -164,8 +164,11 @@ impl Auth {
         match (given.next(), given.next()) {
             (None, _) => {
                 let token = matches!(self.way, Way::Token(_)).then(|| self.token(handshake));
+                // For an event stream of its own origin a browser sends no `Origin`, but this, which no page
+                // can forge.
+                let own_page = handshake.header("sec-fetch-site") == Some("same-origin");
                 match token.flatten() {
-                    Some((TokenPlace::Cookie, _)) => {
+                    Some((TokenPlace::Cookie, _)) if !own_page => {
                         forbidden("a token in a cookie counts only with an `Origin`")
                     }
                     _ => Ok(()),
