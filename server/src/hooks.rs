@@ -17,12 +17,11 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config;
+use crate::seldom::Seldom;
 use lane::{Application, Lane};
-use seldom::Seldom;
 
 mod answer;
 mod lane;
-mod seldom;
 
 /// The way to the application. Cheap to clone; used from all threads.
 #[derive(Clone)]

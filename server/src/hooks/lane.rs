@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::answer::{Answers, Nonsense};
-use super::seldom::Seldom;
 use super::{HookAnswer, Waiting, count_events};
 use crate::config;
+use crate::seldom::Seldom;
 use crate::signature::Signer;
 use crate::vital::Vital;
 
