@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use crate::api::time;
-use crate::hooks::{HookAnswer, HookEvent, Hooks};
+use crate::hooks::{ErrorText, HookAnswer, HookEvent, Hooks};
 use crate::rules::Lifecycle;
 use crate::shared::now_ms;
 
@@ -293,22 +293,13 @@ struct ErrorAnswer {
     error: ErrorText,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ErrorText {
-    Text(String),
-    Object { message: String },
-}
-
 /// What an application on NATS answered: nothing, JSON for the ack, or an error.
 fn read_answer(answer: &Bytes) -> Result<Option<Bytes>, NoAck> {
     if answer.is_empty() {
         return Ok(None);
     }
     if let Ok(ErrorAnswer { error }) = serde_json::from_slice(answer) {
-        return Err(NoAck::Failed(match error {
-            ErrorText::Text(message) | ErrorText::Object { message } => message,
-        }));
+        return Err(NoAck::Failed(error.into()));
     }
     match serde_json::from_slice::<&RawValue>(answer) {
         Ok(json) => Ok(Some(answer.slice_ref(json.get().as_bytes()))),

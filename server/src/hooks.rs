@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Context;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ use tracing::warn;
 use crate::config;
 use crate::seldom::Seldom;
 use lane::{Application, Lane};
+
+pub use answer::ErrorText;
 
 mod answer;
 mod lane;
@@ -38,6 +40,9 @@ pub struct HookEvent {
     /// Who waits for the application's answer.
     pub answer: Option<oneshot::Sender<HookAnswer>>,
 }
+
+/// What the application asks to be done, in order. As it wrote it: what is sent on is not changed.
+pub type Actions = Vec<Box<RawValue>>;
 
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +98,7 @@ impl Hooks {
     pub fn start(
         config: &config::Hooks,
         outside: &Handle,
-        act: impl Fn(Vec<Value>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+        act: impl Fn(Actions) -> BoxFuture<'static, ()> + Send + Sync + 'static,
     ) -> anyhow::Result<Option<Self>> {
         if config.url.is_empty() {
             return Ok(None);
@@ -213,7 +218,7 @@ mod tests {
 
     use futures_util::FutureExt;
     use metrics_exporter_prometheus::PrometheusBuilder;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -363,6 +368,11 @@ mod tests {
         let (event, answer) = event_waiting(id, 0);
         hooks.send(event);
         answer
+    }
+
+    fn texts(actions: &[Box<RawValue>]) -> Vec<String> {
+        let texts = actions.iter().map(|action| action.get().to_owned());
+        texts.collect()
     }
 
     fn ack(json: &str) -> HookAnswer {
@@ -546,7 +556,7 @@ mod tests {
     async fn actions_come_in_order_and_before_the_answers() {
         let mut endpoint = Endpoint::start().await;
         let (sender, mut acts) = mpsc::unbounded_channel();
-        let act = move |actions: Vec<Value>| {
+        let act = move |actions: Actions| {
             let (done, wait) = oneshot::channel::<()>();
             sender.send((actions, done)).unwrap();
             wait.map(drop).boxed()
@@ -565,7 +575,7 @@ mod tests {
             "actions": actions,
         }));
         let (acted, done) = acts.recv().await.unwrap();
-        assert_eq!(acted, actions);
+        assert_eq!(texts(&acted), actions.map(|action| action.to_string()));
         assert!(answers[0].try_recv().is_err(), "not before it is done");
         done.send(()).unwrap();
         let [first, second, third] = answers;
@@ -577,7 +587,9 @@ mod tests {
         hooks.send(event("3", 0));
         let many: Vec<_> = (0..1001).map(|n| json!({"emit": n})).collect();
         endpoint.next().await.ok(&json!({"actions": many}));
-        assert_eq!(acts.recv().await.unwrap().0, many[..1000]);
+        let (acted, _) = acts.recv().await.unwrap();
+        assert_eq!(acted.len(), 1000);
+        assert_eq!(acted[999].get(), r#"{"emit":999}"#);
     }
 
     #[tokio::test]
