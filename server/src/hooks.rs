@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -59,6 +60,7 @@ pub enum HookAnswer {
 struct Lanes {
     lanes: Box<[mpsc::UnboundedSender<Waiting>]>,
     places: Arc<Places>,
+    patience: Duration,
     overflows: Seldom,
 }
 
@@ -114,8 +116,15 @@ impl Hooks {
         Ok(Some(Self(Arc::new(Lanes {
             lanes: lanes.collect(),
             places: Places::new(config.queue, config.queue_bytes),
+            patience: config.retry_for + config.timeout,
             overflows: Seldom::default(),
         }))))
+    }
+
+    /// How long who waits for an answer should: as long as one request may take that is tried again. Behind
+    /// many others, the event may not even have had its turn then.
+    pub fn patience(&self) -> Duration {
+        self.0.patience
     }
 
     /// How many events wait or are under way.
@@ -214,7 +223,7 @@ fn count_events(result: &'static str, events: usize) {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use futures_util::FutureExt;
     use metrics_exporter_prometheus::PrometheusBuilder;
