@@ -1,5 +1,5 @@
 //! Drives the whole product from outside: real processes, real NATS, real Redis, real nginx, foreign
-//! clients.
+//! clients, backends in other languages.
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
 //! protocol, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API. Ports are free ones on loopback,
@@ -9,6 +9,8 @@
 mod eventually;
 mod process;
 
+mod backend;
+mod endpoint;
 mod nats;
 mod nginx;
 mod node;
@@ -20,7 +22,9 @@ mod client;
 mod wire;
 
 pub use api::{Answer, Api};
+pub use backend::{Backend, BackendConfig};
 pub use client::{Client, Event, Refusal};
+pub use endpoint::{Endpoint, Reply, Request};
 pub use eventually::{Outcome, PATIENCE, eventually, within};
 pub use nats::{Nats, NatsConfig};
 pub use nginx::Nginx;
