@@ -1,12 +1,14 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
 mod applications;
+mod backends;
 mod bad_input;
 mod cluster;
 mod config;
 mod faults;
 mod handshake;
 mod harness;
+mod hooks;
 mod http;
 mod laravel;
 mod nginx;
