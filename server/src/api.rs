@@ -27,6 +27,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tracing::debug;
 
+use crate::hooks::Actions;
 use crate::unisono::{Nodes, PublishError, Unisono};
 use crate::worker::Worker;
 use body::{Broadcast, Disconnect, Emit, Membership, Publish, Whom};
@@ -161,10 +162,9 @@ pub fn busy() -> Vec<u8> {
 }
 
 /// Carries out what an application's answer asks for, in order. One that fails is logged, and the rest goes on.
-pub async fn carry_out(unisono: &Unisono, actions: Vec<Value>) {
+pub async fn carry_out(unisono: &Unisono, actions: Actions) {
     for action in actions {
-        let text = action.to_string();
-        let done = match from_object::<HashMap<&str, &RawValue>>(&text) {
+        let done = match from_object::<HashMap<&str, &RawValue>>(action.get()) {
             Ok(request) => do_one(unisono, request).await,
             Err(error) => Err(ApiError::bad(error.to_string())),
         };

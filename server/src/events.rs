@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use crate::api::time;
-use crate::hooks::{HookAnswer, HookEvent, Hooks};
+use crate::hooks::{ErrorText, HookAnswer, HookEvent, Hooks};
 use crate::rules::Lifecycle;
 use crate::shared::now_ms;
 
@@ -70,6 +70,8 @@ pub enum Kind<'a> {
 pub enum NoAck {
     /// The application says no, and why.
     Failed(String),
+    /// It is more than the bus takes.
+    TooLarge,
     /// The application is not there.
     Unavailable(&'static str),
 }
@@ -115,7 +117,7 @@ impl Events {
             told = Ok(());
         }
         if told.is_err() {
-            metrics::counter!("unisono_events_lost_total").increment(1);
+            count_lost();
         }
         told
     }
@@ -137,13 +139,14 @@ impl Events {
                 json,
                 answer: Some(sender),
             });
-            // The hooks have a bound of their own.
+            let answer = tokio::time::timeout(hooks.patience(), receiver);
             return Either::Left(async {
-                match receiver.await {
-                    Ok(HookAnswer::Ack(data)) => Ok(data),
-                    Ok(HookAnswer::Failed(why)) => Err(NoAck::Failed(why)),
-                    Ok(HookAnswer::Unavailable(why)) => Err(NoAck::Unavailable(why)),
-                    Err(_) => Err(AWAY),
+                match answer.await {
+                    Ok(Ok(HookAnswer::Ack(data))) => Ok(data),
+                    Ok(Ok(HookAnswer::Failed(why))) => Err(NoAck::Failed(why)),
+                    Ok(Ok(HookAnswer::Unavailable(why))) => Err(NoAck::Unavailable(why)),
+                    Ok(Err(_)) => Err(AWAY),
+                    Err(_) => Err(LATE),
                 }
             });
         }
@@ -151,12 +154,18 @@ impl Events {
         let permit = self.permit(&json);
         let asked = permit.map(|permit| self.0.cluster.ask(kind, json, permit));
         Either::Right(async move {
-            if alone {
-                return Err(NOBODY);
-            }
-            match tokio::time::timeout(timeout, asked?).await {
+            let asking = async {
+                match alone {
+                    true => Err(NOBODY),
+                    false => Ok(asked?.await?),
+                }
+            };
+            match tokio::time::timeout(timeout, asking).await {
                 Ok(Ok(answer)) => read_answer(&answer),
-                Ok(Err(error)) => Err(error.into()),
+                Ok(Err(lost)) => {
+                    count_lost();
+                    Err(lost)
+                }
                 Err(_) => Err(LATE),
             }
         })
@@ -173,6 +182,9 @@ impl Events {
     }
 
     fn permit(&self, json: &Bytes) -> Result<Permit, NoAck> {
+        if !self.0.cluster.fits(json.len()) {
+            return Err(NoAck::TooLarge);
+        }
         self.0.budget.try_acquire(json.len()).ok_or(BUSY)
     }
 
@@ -277,6 +289,10 @@ impl Event<'_> {
     }
 }
 
+fn count_lost() {
+    metrics::counter!("unisono_events_lost_total").increment(1);
+}
+
 impl From<AskError> for NoAck {
     fn from(error: AskError) -> Self {
         match error {
@@ -293,22 +309,13 @@ struct ErrorAnswer {
     error: ErrorText,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ErrorText {
-    Text(String),
-    Object { message: String },
-}
-
 /// What an application on NATS answered: nothing, JSON for the ack, or an error.
 fn read_answer(answer: &Bytes) -> Result<Option<Bytes>, NoAck> {
     if answer.is_empty() {
         return Ok(None);
     }
     if let Ok(ErrorAnswer { error }) = serde_json::from_slice(answer) {
-        return Err(NoAck::Failed(match error {
-            ErrorText::Text(message) | ErrorText::Object { message } => message,
-        }));
+        return Err(NoAck::Failed(error.into()));
     }
     match serde_json::from_slice::<&RawValue>(answer) {
         Ok(json) => Ok(Some(answer.slice_ref(json.get().as_bytes()))),

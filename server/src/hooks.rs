@@ -6,23 +6,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config;
+use crate::seldom::Seldom;
 use lane::{Application, Lane};
-use seldom::Seldom;
+
+pub use answer::ErrorText;
 
 mod answer;
 mod lane;
-mod seldom;
 
 /// The way to the application. Cheap to clone; used from all threads.
 #[derive(Clone)]
@@ -40,6 +42,9 @@ pub struct HookEvent {
     pub answer: Option<oneshot::Sender<HookAnswer>>,
 }
 
+/// What the application asks to be done, in order. As it wrote it: what is sent on is not changed.
+pub type Actions = Vec<Box<RawValue>>;
+
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HookAnswer {
@@ -55,6 +60,7 @@ pub enum HookAnswer {
 struct Lanes {
     lanes: Box<[mpsc::UnboundedSender<Waiting>]>,
     places: Arc<Places>,
+    patience: Duration,
     overflows: Seldom,
 }
 
@@ -94,7 +100,7 @@ impl Hooks {
     pub fn start(
         config: &config::Hooks,
         outside: &Handle,
-        act: impl Fn(Vec<Value>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+        act: impl Fn(Actions) -> BoxFuture<'static, ()> + Send + Sync + 'static,
     ) -> anyhow::Result<Option<Self>> {
         if config.url.is_empty() {
             return Ok(None);
@@ -110,8 +116,15 @@ impl Hooks {
         Ok(Some(Self(Arc::new(Lanes {
             lanes: lanes.collect(),
             places: Places::new(config.queue, config.queue_bytes),
+            patience: config.retry_for + config.timeout,
             overflows: Seldom::default(),
         }))))
+    }
+
+    /// How long who waits for an answer should: as long as one request may take that is tried again. Behind
+    /// many others, the event may not even have had its turn then.
+    pub fn patience(&self) -> Duration {
+        self.0.patience
     }
 
     /// How many events wait or are under way.
@@ -210,11 +223,11 @@ fn count_events(result: &'static str, events: usize) {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use futures_util::FutureExt;
     use metrics_exporter_prometheus::PrometheusBuilder;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -364,6 +377,11 @@ mod tests {
         let (event, answer) = event_waiting(id, 0);
         hooks.send(event);
         answer
+    }
+
+    fn texts(actions: &[Box<RawValue>]) -> Vec<String> {
+        let texts = actions.iter().map(|action| action.get().to_owned());
+        texts.collect()
     }
 
     fn ack(json: &str) -> HookAnswer {
@@ -547,7 +565,7 @@ mod tests {
     async fn actions_come_in_order_and_before_the_answers() {
         let mut endpoint = Endpoint::start().await;
         let (sender, mut acts) = mpsc::unbounded_channel();
-        let act = move |actions: Vec<Value>| {
+        let act = move |actions: Actions| {
             let (done, wait) = oneshot::channel::<()>();
             sender.send((actions, done)).unwrap();
             wait.map(drop).boxed()
@@ -566,7 +584,7 @@ mod tests {
             "actions": actions,
         }));
         let (acted, done) = acts.recv().await.unwrap();
-        assert_eq!(acted, actions);
+        assert_eq!(texts(&acted), actions.map(|action| action.to_string()));
         assert!(answers[0].try_recv().is_err(), "not before it is done");
         done.send(()).unwrap();
         let [first, second, third] = answers;
@@ -578,7 +596,9 @@ mod tests {
         hooks.send(event("3", 0));
         let many: Vec<_> = (0..1001).map(|n| json!({"emit": n})).collect();
         endpoint.next().await.ok(&json!({"actions": many}));
-        assert_eq!(acts.recv().await.unwrap().0, many[..1000]);
+        let (acted, _) = acts.recv().await.unwrap();
+        assert_eq!(acted.len(), 1000);
+        assert_eq!(acted[999].get(), r#"{"emit":999}"#);
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config;
+use crate::seldom::Seldom;
 use crate::vital::Vital;
 
 /// One broadcast of a Laravel application.
@@ -48,9 +49,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The bound on the wait between two attempts to connect, at first and at last.
 const DELAY_MIN: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(4);
-
-/// How often a line is logged about what is no broadcast.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How Laravel's own prefixes end, those of today and of before.
 const PREFIX_ENDS: [&str; 2] = ["-database-", "_database_"];
@@ -79,7 +77,7 @@ pub fn start(
         redis: Redis::new(config)?,
         channels: Channels::new(&config.prefix),
         away: None,
-        complaints: Complaints::default(),
+        complaints: Seldom::default(),
         deliver,
         gap,
     };
@@ -98,7 +96,7 @@ struct Listener<D, G> {
     channels: Channels,
     /// Why Redis is away, as it was last said.
     away: Option<String>,
-    complaints: Complaints,
+    complaints: Seldom,
     deliver: D,
     gap: G,
 }
@@ -114,13 +112,6 @@ struct Redis {
 struct Channels {
     prefix: String,
     hinted: HashSet<String>,
-}
-
-/// When a line about what is no broadcast was last logged, and how many were not since.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    unsaid: u64,
 }
 
 /// Why a message of Redis is not delivered.
@@ -208,10 +199,10 @@ impl<D: FnMut(Broadcast), G: FnMut()> Listener<D, G> {
             }
             Err(bad) => {
                 counter("bad").increment(1);
-                if let Some(unsaid) = self.complaints.may_say(Instant::now()) {
+                if let Some(messages) = self.complaints.add(Instant::now(), 1) {
                     let channel = &channel[..channel.len().min(NAME_BYTES_MAX)];
                     let channel = String::from_utf8_lossy(channel);
-                    warn!(?channel, reason = %bad, unsaid, "not a broadcast of Laravel");
+                    warn!(?channel, reason = %bad, messages, "not a broadcast of Laravel");
                 }
             }
         }
@@ -323,21 +314,6 @@ impl Channels {
             && self.hinted.len() < HINTS_MAX
             && self.hinted.insert(prefix.to_owned());
         news.then(|| prefix.to_owned())
-    }
-}
-
-// === impl Complaints ===
-
-impl Complaints {
-    /// How many were kept quiet since the last, if it is time for another.
-    fn may_say(&mut self, now: Instant) -> Option<u64> {
-        let early = |last| now.duration_since(last) < COMPLAINT_INTERVAL;
-        if self.last.is_some_and(early) {
-            self.unsaid += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -575,17 +551,6 @@ mod tests {
         for attempts in [1, 5, 31, 32, u32::MAX] {
             assert!(full_jitter(attempts) <= DELAY_MAX, "{attempts}");
         }
-    }
-
-    #[test]
-    fn complaints_are_few_and_counted() {
-        let mut complaints = Complaints::default();
-        let start = Instant::now();
-        assert_eq!(complaints.may_say(start), Some(0));
-        assert_eq!(complaints.may_say(start), None);
-        assert_eq!(complaints.may_say(start + COMPLAINT_INTERVAL / 2), None);
-        assert_eq!(complaints.may_say(start + COMPLAINT_INTERVAL), Some(2));
-        assert_eq!(complaints.may_say(start + COMPLAINT_INTERVAL), None);
     }
 
     #[test]

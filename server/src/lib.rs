@@ -36,6 +36,7 @@ mod events;
 mod hooks;
 mod laravel;
 mod outside;
+mod seldom;
 mod shared;
 mod signature;
 mod vital;

@@ -1,6 +1,7 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
 mod applications;
+mod backends;
 mod bad_input;
 mod browser;
 mod cluster;
@@ -8,6 +9,7 @@ mod config;
 mod faults;
 mod handshake;
 mod harness;
+mod hooks;
 mod http;
 mod laravel;
 mod limits;

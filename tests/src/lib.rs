@@ -1,5 +1,5 @@
 //! Drives the whole product from outside: real processes, real NATS, real Redis, real nginx, foreign
-//! clients.
+//! clients, backends in other languages.
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
 //! protocol, a [`Stream`] reads server-sent events, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API,
@@ -10,6 +10,8 @@
 mod eventually;
 mod process;
 
+mod backend;
+mod endpoint;
 mod nats;
 mod nginx;
 mod node;
@@ -23,8 +25,10 @@ mod stream;
 mod wire;
 
 pub use api::{Answer, Api};
+pub use backend::{Backend, BackendConfig};
 pub use browser::{Browser, Page};
 pub use client::{Client, Event, Refusal};
+pub use endpoint::{Endpoint, Reply, Request};
 pub use eventually::{Outcome, PATIENCE, eventually, within};
 pub use nats::{Nats, NatsConfig};
 pub use nginx::Nginx;

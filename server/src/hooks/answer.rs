@@ -3,17 +3,30 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::HookAnswer;
+use super::{Actions, HookAnswer};
 
 /// The answer to one request.
 #[derive(Debug, Default)]
 pub struct Answers {
     by_id: HashMap<String, HookAnswer>,
-    /// What is to be done, in order.
-    pub actions: Vec<Value>,
+    /// What is to be done.
+    pub actions: Actions,
+}
+
+/// An error of the application, as it may write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum ErrorText {
+    /// The text for the client alone.
+    Text(String),
+    /// An object that has it, as the errors of the API do.
+    Object {
+        /// The text.
+        message: String,
+    },
 }
 
 /// Why an answer cannot be read; not its words, which belong into no log.
@@ -40,7 +53,7 @@ impl Answers {
             .collect::<Option<_>>()
             .ok_or("an answer is not an object with `ack` or `error`")?;
         let actions = match body.get("actions") {
-            Some(actions) => serde_json::from_str::<Option<Vec<Value>>>(actions.get())
+            Some(actions) => serde_json::from_str::<Option<Actions>>(actions.get())
                 .map_err(|_| "`actions` is not a list")?,
             None => None,
         };
@@ -56,14 +69,22 @@ impl Answers {
     }
 }
 
+impl From<ErrorText> for String {
+    fn from(error: ErrorText) -> Self {
+        match error {
+            ErrorText::Text(text) | ErrorText::Object { message: text } => text,
+        }
+    }
+}
+
 fn one(answer: &RawValue) -> Option<HookAnswer> {
     let answer = object(answer.get())?;
     let error = match answer.get("error") {
-        Some(error) => serde_json::from_str::<Option<String>>(error.get()).ok()?,
+        Some(error) => serde_json::from_str::<Option<ErrorText>>(error.get()).ok()?,
         None => None,
     };
     Some(match error {
-        Some(text) => HookAnswer::Failed(text),
+        Some(text) => HookAnswer::Failed(text.into()),
         None => {
             let ack = answer.get("ack");
             HookAnswer::Ack(ack.map(|ack| Bytes::copy_from_slice(ack.get().as_bytes())))
@@ -94,8 +115,9 @@ mod tests {
             "2":{"error":"no"},
             "3":{"ack":null,"error":null},
             "4":{},
-            "5":{"ack":1,"error":"both","more":[]}
-        },"more":1} "#;
+            "5":{"ack":1,"error":"both","more":[]},
+            "7":{"error":{"code":"x","message":"no"}}
+        },"actions":[{"emit":{"data":123456789012345678901234567890}}, 1],"more":1} "#;
         let mut answers = Answers::parse(body).unwrap();
         let number_for_number = ack(r#"{"b":123456789012345678901234567890,"a":1.50}"#);
         assert_eq!(answers.remove("1"), number_for_number);
@@ -104,7 +126,10 @@ mod tests {
         assert_eq!(answers.remove("4"), HookAnswer::Ack(None));
         assert_eq!(answers.remove("5"), HookAnswer::Failed("both".to_owned()));
         assert_eq!(answers.remove("6"), HookAnswer::Ack(None));
-        assert!(answers.actions.is_empty());
+        assert_eq!(answers.remove("7"), HookAnswer::Failed("no".to_owned()));
+        let actions: Vec<_> = answers.actions.iter().map(|action| action.get()).collect();
+        let number_for_number = r#"{"emit":{"data":123456789012345678901234567890}}"#;
+        assert_eq!(actions, [number_for_number, "1"]);
     }
 
     #[test]

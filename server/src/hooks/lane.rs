@@ -9,15 +9,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::answer::{Answers, Nonsense};
-use super::seldom::Seldom;
-use super::{HookAnswer, Waiting, count_events};
+use super::{Actions, HookAnswer, Waiting, count_events};
 use crate::config;
+use crate::seldom::Seldom;
 use crate::signature::Signer;
 use crate::vital::Vital;
 
@@ -45,7 +44,7 @@ pub struct Application {
 }
 
 /// Does what an answer asks for.
-pub type Act = Box<dyn Fn(Vec<Value>) -> BoxFuture<'static, ()> + Send + Sync>;
+pub type Act = Box<dyn Fn(Actions) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]

@@ -120,6 +120,10 @@ impl Session {
     ) {
         let (code, message) = match no_ack {
             NoAck::Failed(message) => (ErrorCode::HandlerFailed, message),
+            NoAck::TooLarge => {
+                let message = "more than the bus takes";
+                (ErrorCode::TooLarge, message.to_owned())
+            }
             NoAck::Unavailable(message) => (ErrorCode::Unavailable, message.to_owned()),
         };
         self.refuse(&Refusal {
