@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use unisono_tests::{Node, unisono};
 
 /// Runs `unisono` to its end, with this file as its configuration.
-fn run(args: &[&str], file: &str, env: &[(&str, &str)]) -> Output {
+pub(super) fn run(args: &[&str], file: &str, env: &[(&str, &str)]) -> Output {
     let directory = TempDir::with_prefix("unisono-config-").expect("a temporary directory");
     let path = directory.path().join("mine.toml");
     fs::write(&path, file).expect("a file in the test's own directory");
@@ -21,12 +21,12 @@ fn run(args: &[&str], file: &str, env: &[(&str, &str)]) -> Output {
     command.output().expect("unisono runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Runs it, expects exit status 64, and returns what it said.
-fn refused(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
+pub(super) fn refused(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
     let output = run(args, file, env);
     let said = text(&output.stderr);
     assert_eq!(
@@ -39,7 +39,7 @@ fn refused(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
 }
 
 /// Runs it, expects exit status 0, and returns what it printed.
-fn accepted(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
+pub(super) fn accepted(args: &[&str], file: &str, env: &[(&str, &str)]) -> String {
     let output = run(args, file, env);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     text(&output.stdout)

@@ -1,6 +1,7 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
 mod applications;
+mod auth;
 mod backends;
 mod bad_input;
 mod browser;

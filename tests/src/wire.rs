@@ -113,21 +113,21 @@ impl Wire {
         Self::over(TcpSocket::new_v4().expect("a TCP socket"), port).await
     }
 
-    /// Connects from this address of loopback, such as 127.0.0.2.
-    pub async fn connect_from(address: Ipv4Addr, port: u16) -> Self {
-        let socket = TcpSocket::new_v4().expect("a TCP socket");
-        socket
-            .bind(SocketAddr::from((address, 0)))
-            .expect("an address of loopback");
-        Self::over(socket, port).await
-    }
-
     /// Connects with the smallest receive buffer there is: little is on its way to one who does not read.
     pub async fn narrow(port: u16) -> Self {
         let socket = TcpSocket::new_v4().expect("a TCP socket");
         socket
             .set_recv_buffer_size(2048)
             .expect("a small receive buffer");
+        Self::over(socket, port).await
+    }
+
+    /// Connects from another address of loopback, which counts as another client.
+    pub async fn connect_from(address: Ipv4Addr, port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("a TCP socket");
+        socket
+            .bind(SocketAddr::from((address, 0)))
+            .expect("an address of this machine");
         Self::over(socket, port).await
     }
 
@@ -193,6 +193,27 @@ impl Wire {
                 self.read_response(here),
             )
             .await
+        }
+    }
+
+    /// Reads up to this text, and returns what came before it.
+    #[track_caller]
+    pub fn until(&mut self, text: &str) -> impl Future<Output = String> {
+        let here = Location::caller();
+        async move {
+            let find = async {
+                loop {
+                    let mut windows = self.unread.windows(text.len());
+                    match windows.position(|window| window == text.as_bytes()) {
+                        Some(at) => break at,
+                        None => self.more(here).await,
+                    }
+                }
+            };
+            let at = soon(here, || format!("{text:?}"), find).await;
+            let mut read: Vec<u8> = self.unread.drain(..at + text.len()).collect();
+            read.truncate(at);
+            String::from_utf8_lossy(&read).into_owned()
         }
     }
 

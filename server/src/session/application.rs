@@ -177,8 +177,11 @@ impl Session {
             let rule = config.rules.find(room);
             rule.is_none_or(|rule| config.rules.may_enter(rule, room, &grant).is_ok())
         };
-        let mut rooms = self.rooms.iter().filter(|joined| joined.by_client);
-        if !rooms.all(|joined| kept(&joined.room)) {
+        let joined = self.rooms.iter().filter(|joined| joined.by_client);
+        let joined = joined.map(|joined| &joined.room);
+        // Those were let in by the token before, and are not looked at again when they are there.
+        let joining = self.joins.iter().map(|(room, _)| room);
+        if !joined.chain(joining).all(kept) {
             return self.close(&Close::WITHDRAWN);
         }
         self.expires = grant.expires(Instant::now(), &config.auth);

@@ -1,0 +1,73 @@
+//! Pages that browsers come from.
+
+use serde_json::json;
+
+use super::*;
+
+const PAGE: &str = "https://example.com";
+
+#[tokio::test]
+async fn only_pages_on_the_list_may_connect() {
+    let toml = format!("[auth]\norigins = [\"{PAGE}\", \"http://localhost:5173\"]");
+    let node = Node::alone(&toml).await;
+    for origin in [PAGE, "http://localhost:5173"] {
+        welcome(&node, origin, "/x", &[("Origin", origin)]).await;
+    }
+    welcome(&node, "no page", "/x", &[]).await;
+    for origin in [
+        "null",
+        "",
+        "https://evil.example",
+        "http://example.com",
+        "https://example.com:8443",
+        "https://example.com.evil.example",
+        "https://sub.example.com",
+        "https://EXAMPLE.com",
+        "https://example.com/",
+        "http://localhost",
+        "https://example.com, https://evil.example",
+    ] {
+        let headers = [("Origin", origin)];
+        refusal(&node, origin, "/x", &headers, FORBIDDEN).await;
+    }
+    let two = [("Origin", PAGE), ("Origin", "https://evil.example")];
+    refusal(&node, "two", "/x", &two, FORBIDDEN).await;
+}
+
+#[tokio::test]
+async fn without_a_list_any_page_may_connect() {
+    let node = Node::alone("").await;
+    for origin in ["https://evil.example", "null"] {
+        welcome(&node, origin, "/x", &[("Origin", origin)]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_counts_only_from_a_page() {
+    let toml = format!("token_from = [\"cookie\", \"query\"]\norigins = [\"{PAGE}\"]");
+    let node = by_token(&toml).start().await;
+    let token = token(json!({"sub": "ann"}));
+    let cookie = format!("unisono_token={token}");
+    let cookie = ("Cookie", cookie.as_str());
+
+    welcome(&node, "a page", "/x", &[cookie, ("Origin", PAGE)]).await;
+    refusal(&node, "no page", "/x", &[cookie], FORBIDDEN).await;
+    let foreign = [cookie, ("Origin", "https://evil.example")];
+    refusal(&node, "another page", "/x", &foreign, FORBIDDEN).await;
+    let target = format!("/x?token={token}");
+    welcome(&node, "no page, no cookie", &target, &[]).await;
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_may_read_a_stream_that_it_was_given() {
+    let toml = format!("[auth]\norigins = [\"{PAGE}\"]");
+    let node = Node::alone(&toml).await;
+    let response = By::EventStream
+        .knock(&node, "/x", &[("Origin", PAGE)])
+        .await;
+    assert_eq!(response.status, 200);
+    let header = |name| response.header(name);
+    assert_eq!(header("access-control-allow-origin"), Some(PAGE));
+    assert_eq!(header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(header("vary"), Some("Origin"));
+}
