@@ -302,6 +302,29 @@ impl Room {
         self
     }
 
+    /// How frames read: as JSON, or raw. Raw frames of clients without [`Room::on_frame`] go where
+    /// [`Room::client_events`] says.
+    ///
+    /// ```
+    /// use unisono_server::rules::{ClientEvents, Format};
+    /// use unisono_server::{App, Room};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let echo = Room::new("/echo").format(Format::Raw).client_events(ClientEvents::Echo);
+    /// # let node = TestNode::start(App::new().room(echo)).await;
+    /// # let mut client = node.connect("/echo").await;
+    /// # client.send_text("hi").await;
+    /// # assert_eq!(client.text().await, "hi");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.rule.format = format;
+        self
+    }
+
     /// How clients become members.
     #[must_use]
     pub fn join(mut self, join: Join) -> Self {
