@@ -4,6 +4,7 @@ mod applications;
 mod bad_input;
 mod cluster;
 mod config;
+mod examples;
 mod faults;
 mod handshake;
 mod harness;
