@@ -62,7 +62,8 @@ type Route = Arc<dyn Fn(&mut ServiceConfig) + Send + Sync>;
 /// The rooms of a pattern, and what the application does in them.
 ///
 /// Rooms that an application defines come before the `[[rooms]]` of the configuration. Events that no
-/// handler is for are answered `unknown_event`; [`Room::client_events`] says otherwise.
+/// handler is for are answered `unknown_event`; [`Room::client_events`] says otherwise. Nor do clients get past
+/// the handlers: that they may `unisono:join`, `unisono:publish` or `unisono:emit` is to be said, too.
 ///
 /// ```
 /// use unisono_server::{Message, Room, Socket};
@@ -154,6 +155,9 @@ impl Room {
         let pattern = parsed.unwrap_or_else(|error| panic!("pattern `{pattern}`: {error}"));
         let mut rule = Rule::new(pattern);
         rule.client_events = ClientEvents::Forward;
+        rule.join = Join::Url;
+        rule.publish = Publish::None;
+        rule.emit = false;
         Self {
             rule,
             handlers: Handlers::default(),
@@ -302,21 +306,45 @@ impl Room {
         self
     }
 
-    /// How clients become members.
+    /// How frames read: as JSON, or raw. Raw frames of clients without [`Room::on_frame`] go where
+    /// [`Room::client_events`] says.
+    ///
+    /// ```
+    /// use unisono_server::rules::{ClientEvents, Format};
+    /// use unisono_server::{App, Room};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    ///
+    /// let echo = Room::new("/echo").format(Format::Raw).client_events(ClientEvents::Echo);
+    /// # let node = TestNode::start(App::new().room(echo)).await;
+    /// # let mut client = node.connect("/echo").await;
+    /// # client.send_text("hi").await;
+    /// # assert_eq!(client.text().await, "hi");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.rule.format = format;
+        self
+    }
+
+    /// How clients become members: by the URL, unless told otherwise. Who joins by `unisono:join` is not asked
+    /// by [`Room::on_handshake`].
     #[must_use]
     pub fn join(mut self, join: Join) -> Self {
         self.rule.join = join;
         self
     }
 
-    /// Who may publish with `unisono:publish`.
+    /// Who may publish with `unisono:publish`, past all handlers: no client, unless told otherwise.
     #[must_use]
     pub fn publish(mut self, publish: Publish) -> Self {
         self.rule.publish = publish;
         self
     }
 
-    /// Whether clients may `unisono:emit`.
+    /// Whether clients may `unisono:emit`, past all handlers: not unless told so.
     #[must_use]
     pub fn emit(mut self, emit: bool) -> Self {
         self.rule.emit = emit;

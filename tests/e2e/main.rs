@@ -7,6 +7,7 @@ mod bad_input;
 mod browser;
 mod cluster;
 mod config;
+mod examples;
 mod faults;
 mod handshake;
 mod harness;

@@ -1,9 +1,9 @@
-//! One node of the cluster: the binary `unisono` with a configuration of the test's own.
+//! One node of the cluster: the binary `unisono`, or an example, with a configuration of the test's own.
 
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{Api, Client, Process, Stream, Wire, eventually, within};
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running `unisono`, killed on drop.
+/// A running `unisono`, or an example in its place, killed on drop.
 #[derive(Debug)]
 pub struct Node {
     config: NodeConfig,
@@ -28,6 +28,7 @@ pub struct Node {
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     name: String,
+    example: Option<String>,
     nats: Vec<String>,
     keys: Vec<String>,
     cluster: String,
@@ -39,6 +40,13 @@ pub struct NodeConfig {
 // === impl NodeConfig ===
 
 impl NodeConfig {
+    /// An example of `server/examples/` in place of `unisono`.
+    #[must_use]
+    pub fn example(mut self, name: &str) -> Self {
+        self.example = Some(name.to_owned());
+        self
+    }
+
     /// The NATS servers it joins; none is a node alone.
     #[must_use]
     pub fn nats<I: IntoIterator<Item = S>, S: Into<String>>(mut self, urls: I) -> Self {
@@ -128,6 +136,7 @@ impl Node {
     pub fn config(name: &str) -> NodeConfig {
         NodeConfig {
             name: name.to_owned(),
+            example: None,
             nats: vec![],
             keys: vec![],
             cluster: String::new(),
@@ -145,7 +154,10 @@ impl Node {
     async fn run(config: NodeConfig, directory: TempDir) -> Self {
         let file = directory.path().join("unisono.toml");
         fs::write(&file, config.text()).expect("a file in the test's own directory");
-        let mut command = unisono();
+        let mut command = match &config.example {
+            None => unisono(),
+            Some(name) => example(name),
+        };
         command
             .current_dir(directory.path())
             .arg("--config")
@@ -283,7 +295,16 @@ impl Node {
 /// # Panics
 /// When the binary was not built.
 pub fn unisono() -> Command {
-    let mut command = Command::new(binary());
+    let given = env::var_os("UNISONO_BIN").map(PathBuf::from);
+    unconfigured(&given.unwrap_or_else(|| built("unisono")))
+}
+
+fn example(name: &str) -> Command {
+    unconfigured(&built(&format!("examples/{name}")))
+}
+
+fn unconfigured(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (key, _) in env::vars_os() {
         if key.to_string_lossy().starts_with("UNISONO_") {
             command.env_remove(key);
@@ -292,21 +313,22 @@ pub fn unisono() -> Command {
     command
 }
 
-fn binary() -> PathBuf {
-    if let Some(path) = env::var_os("UNISONO_BIN") {
-        return path.into();
-    }
+fn built(program: &str) -> PathBuf {
     let this = env::current_exe().expect("the path of this program");
     // A test runs from target/<profile>/deps, a program from target/<profile>.
     let candidates = this
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|folder| folder.join("unisono"));
+        .map(|folder| folder.join(program));
     candidates
         .into_iter()
         .find(|path| path.is_file())
-        .expect("no unisono binary: run tests/run, or cargo build --workspace --bins first")
+        .unwrap_or_else(|| {
+            panic!(
+                "no {program}: run tests/run, or cargo build --workspace --bins --examples first"
+            )
+        })
 }
 
 fn announced_port(stdout: &str) -> Option<u16> {

@@ -18,6 +18,7 @@ pub struct Sandbox {
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
     nodes: usize,
+    example: Option<String>,
     pair_of_nats: bool,
     nats: NatsConfig,
     keys: Vec<String>,
@@ -32,6 +33,13 @@ impl SandboxConfig {
     #[must_use]
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
+        self
+    }
+
+    /// Nodes that are an example of `server/examples/` in place of `unisono`.
+    #[must_use]
+    pub fn example(mut self, name: &str) -> Self {
+        self.example = Some(name.to_owned());
         self
     }
 
@@ -94,6 +102,9 @@ impl SandboxConfig {
         for key in &self.keys {
             config = config.key(key);
         }
+        if let Some(name) = &self.example {
+            config = config.example(name);
+        }
         config
     }
 }
@@ -110,6 +121,7 @@ impl Sandbox {
     pub fn config() -> SandboxConfig {
         SandboxConfig {
             nodes: 3,
+            example: None,
             pair_of_nats: false,
             nats: NatsConfig::default(),
             keys: vec![],

@@ -4,7 +4,9 @@ use std::cell::OnceCell;
 use std::fmt;
 
 use bytes::Bytes;
+use cluster::Sent;
 use proto::EventName;
+use proto::envelope::Status;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,8 +57,27 @@ pub enum Frame {
 
 /// What a handler may return: it becomes the ack, or the `unisono:error`, of a client that asked for one.
 ///
-/// `()` for an ack without data, [`Json`] and simple values for one with, a [`Result`] with a
-/// [`HandlerError`] for either.
+/// `()` for an ack without data; [`Json`], simple values and what became of a send for one with; a [`Result`]
+/// for either. So a handler may end with a verb of `Socket` or `Unisono`:
+///
+/// ```
+/// use unisono_server::{App, Message, Room, Socket};
+/// # use serde_json::json;
+/// # use unisono_server::testing::TestNode;
+/// # #[actix_rt::main]
+/// # async fn main() {
+///
+/// let room = Room::new("/")
+///     .on_open(async |socket: Socket| socket.emit("welcome", ()))
+///     .on("say", async |socket: Socket, message: Message| {
+///         socket.publish("said", message.json()).await
+///     });
+/// # let node = TestNode::start(App::new().room(room)).await;
+/// # let mut client = node.connect("/").await;
+/// # client.event("welcome").await;
+/// # assert_eq!(client.ask("say", "hi").await, "sent");
+/// # }
+/// ```
 pub trait Reply {
     /// The data of the ack, as JSON text.
     ///
@@ -78,21 +99,26 @@ pub struct Json<T>(pub T);
 
 /// Why a handler could not do what the client asked.
 ///
-/// What is said with [`HandlerError::new`] is said to the client. Any other error, as `?` brings it here, is
-/// written to the log and the client learns only that the handler failed.
+/// What is said with [`HandlerError::new`] is said to the client: a text, or an error that it may read. Any
+/// other error, as `?` brings it here, is written to the log and the client learns only that the handler failed.
 ///
 /// ```
 /// use unisono_server::HandlerError;
 ///
 /// fn seats(text: &str) -> Result<u8, HandlerError> {
-///     let seats: u8 = text.parse()?;
+///     let seats: u8 = text.parse().map_err(HandlerError::new)?;
 ///     if seats > 8 {
 ///         return Err(HandlerError::new("at most 8 seats"));
 ///     }
 ///     Ok(seats)
 /// }
 /// assert_eq!(seats("9").unwrap_err().message(), "at most 8 seats");
-/// assert_eq!(seats("x").unwrap_err().message(), "the handler failed");
+/// assert_eq!(seats("x").unwrap_err().message(), "invalid digit found in string");
+///
+/// fn menu() -> Result<String, HandlerError> {
+///     Ok(std::fs::read_to_string("/no/such/menu")?)
+/// }
+/// assert_eq!(menu().unwrap_err().message(), "the handler failed");
 /// ```
 pub struct HandlerError {
     message: String,
@@ -157,9 +183,9 @@ impl Message {
 
 impl HandlerError {
     /// An error whose text the client may read.
-    pub fn new(message: impl Into<String>) -> Self {
+    pub fn new(message: impl fmt::Display) -> Self {
         Self {
-            message: message.into(),
+            message: message.to_string(),
             source: None,
         }
     }
@@ -208,6 +234,22 @@ impl Reply for () {
 impl<T: Serialize> Reply for Json<T> {
     fn into_reply(self) -> Result<Option<Bytes>, HandlerError> {
         Ok(Some(serde_json::to_vec(&self.0)?.into()))
+    }
+}
+
+impl Reply for Status {
+    fn into_reply(self) -> Result<Option<Bytes>, HandlerError> {
+        self.as_str().into_reply()
+    }
+}
+
+impl Reply for Sent {
+    fn into_reply(self) -> Result<Option<Bytes>, HandlerError> {
+        let word = match self {
+            Self::ToAll => "sent",
+            Self::LocalOnly => "local_only",
+        };
+        word.into_reply()
     }
 }
 

@@ -4,17 +4,39 @@ use std::future::IntoFuture;
 use std::pin::Pin;
 use std::time::Duration;
 
+use actix_web::ResponseError;
+use actix_web::http::StatusCode;
 use bytes::Bytes;
 use cluster::{CallError, Sent};
 use proto::close::CloseError;
-use proto::envelope::{Act, Status, Target};
+use proto::envelope::{Act, SocketsPage, SocketsQuery, Status, Target};
 use proto::name::NameError;
 use proto::{Audience, Close, EventName, Payload, RoomName, SocketId, UserName};
 use serde::Serialize;
 
 use super::{Partial, PublishError, Unisono};
 
-/// Why nothing was sent.
+/// Why nothing was sent. In a route of the application's, `?` makes an HTTP answer of it.
+///
+/// ```
+/// use actix_web::{HttpResponse, web};
+/// use unisono_server::{App, SendError, Unisono};
+/// # use unisono_server::testing::TestNode;
+/// # #[actix_rt::main]
+/// # async fn main() {
+///
+/// async fn news(unisono: web::Data<Unisono>, room: web::Path<String>) -> Result<HttpResponse, SendError> {
+///     unisono.publish(&room, "news", "it works").await?;
+///     Ok(HttpResponse::Ok().finish())
+/// }
+/// let app = App::new().routes(|config| {
+///     config.route("/news/{room}", web::get().to(news));
+/// });
+/// # let node = TestNode::start(app).await;
+/// # assert_eq!(node.get("/news/sports").await, 200);
+/// # assert_eq!(node.get("/news/no%00name").await, 400);
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The name of a room, an event or a user that is none.
@@ -222,6 +244,12 @@ impl Unisono {
         self.outgoing(Ok((vec![Audience::Everyone], text(frame))))
     }
 
+    /// Sends a bare binary frame to every socket of the cluster.
+    pub fn broadcast_binary(&self, frame: impl Into<Bytes>) -> Outgoing {
+        let payload = Payload::Binary(frame.into());
+        self.outgoing(Ok((vec![Audience::Everyone], payload)))
+    }
+
     fn outgoing(&self, what: Result<(Vec<Audience>, Payload), SendError>) -> Outgoing {
         Outgoing {
             unisono: self.clone(),
@@ -248,6 +276,37 @@ impl Unisono {
     pub async fn leave(&self, id: SocketId, room: &str) -> Result<Status, SendError> {
         let leave = Act::Leave(RoomName::parse(room)?);
         self.act_on_one(id, &leave).await
+    }
+
+    /// Counts the members of a room in the whole cluster, and names them, by id; of more than `api.page`, the
+    /// first. [`Unisono::sockets`] goes on from there.
+    ///
+    /// ```
+    /// # use unisono_server::testing::TestNode;
+    /// use unisono_server::{App, SendError, Unisono};
+    ///
+    /// async fn is_empty(unisono: &Unisono, room: &str) -> Result<bool, SendError> {
+    ///     Ok(unisono.members(room).await?.value.count == 0)
+    /// }
+    /// # #[actix_rt::main]
+    /// # async fn main() {
+    /// # let node = TestNode::start(App::new()).await;
+    /// # let _stays = node.connect("/news").await;
+    /// # assert!(!is_empty(&node.unisono(), "/news").await.unwrap());
+    /// # assert!(is_empty(&node.unisono(), "/old-news").await.unwrap());
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the name is none.
+    pub async fn members(&self, room: &str) -> Result<Partial<SocketsPage>, SendError> {
+        let query = SocketsQuery {
+            room: RoomName::parse(room)?,
+            after: None,
+            limit: self.shared.config.api.page,
+        };
+        Ok(self.sockets(query).await)
     }
 
     /// Closes a socket, wherever it is.
@@ -358,6 +417,18 @@ impl IntoFuture for Disconnect {
             let disconnect = Act::Disconnect { close, after_ms };
             self.unisono.act_on_one(self.id, &disconnect).await
         })
+    }
+}
+
+impl ResponseError for SendError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::Name(_) | Self::Close(_) => StatusCode::BAD_REQUEST,
+            Self::Data(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Publish(PublishError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Publish(PublishError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
     }
 }
 
