@@ -89,6 +89,7 @@ mod tests {
             sockets: 0,
             rooms: 0,
             draining: false,
+            occupancy: 0,
         }
     }
 

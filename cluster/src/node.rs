@@ -226,6 +226,7 @@ enum Input {
     NoResponders(u64),
     NotSubscribed(RoomName, Responder),
     Occupancy(NodeId, envelope::Occupancy),
+    OccupancyWanted,
 }
 
 enum RoomOp {
@@ -594,7 +595,7 @@ impl Node {
             liveness: Vec::new(),
             silent: HashSet::new(),
             occupancy: Occupancy::default(),
-            snapshot_due: false,
+            snapshot_wanted: false,
             config: self.config,
         };
         let broken = async {

@@ -34,7 +34,16 @@ pub enum Body {
 
 /// Which rooms have members on a node, of those whose application asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Occupancy {
+pub struct Occupancy {
+    /// The number of this change, or of the last one.
+    pub version: u64,
+    /// What there is.
+    pub rooms: OccupiedRooms,
+}
+
+/// What an [`Occupancy`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OccupiedRooms {
     /// One got its first member there.
     Occupied(RoomName),
     /// One lost its last.
@@ -43,6 +52,8 @@ pub enum Occupancy {
     Snapshot {
         /// Or, of many, some.
         rooms: Vec<RoomName>,
+        /// Which message of several.
+        part: u32,
         /// The next message goes on.
         more: bool,
     },
@@ -63,6 +74,8 @@ pub struct Heartbeat {
     pub rooms: u64,
     /// Takes no new sockets and is about to stop.
     pub draining: bool,
+    /// The number of the latest change of its rooms: see [`Occupancy`].
+    pub occupancy: u64,
 }
 
 /// What a socket is sent.
@@ -125,6 +138,8 @@ pub enum Request {
     Rooms(RoomsQuery),
     /// List the members of a room, by id.
     Sockets(SocketsQuery),
+    /// "Tell everybody all your rooms": I have missed some of your [`Occupancy`].
+    Occupancy,
     /// "I publish to this room and count: say zero if you do not listen to it."
     NotSubscribed(RoomName),
 }

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
-    Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, Payload, Publication, Request,
-    RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status, Target, Text,
+    Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, OccupiedRooms, Payload,
+    Publication, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
+    Target, Text,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -52,6 +53,7 @@ pub fn encode(envelope: &Envelope) -> Bytes {
                 sockets: heartbeat.sockets,
                 rooms: heartbeat.rooms,
                 draining: heartbeat.draining,
+                occupancy: heartbeat.occupancy,
             }),
             Body::Goodbye => pb::envelope::Body::Goodbye(pb::Goodbye {}),
             Body::Publication(publication) => {
@@ -86,6 +88,7 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
             sockets: heartbeat.sockets,
             rooms: heartbeat.rooms,
             draining: heartbeat.draining,
+            occupancy: heartbeat.occupancy,
         }),
         pb::envelope::Body::Goodbye(pb::Goodbye {}) => Body::Goodbye,
         pb::envelope::Body::Publication(publication) => {
@@ -160,12 +163,16 @@ fn read_payload(message: Option<pb::Payload>) -> Result<Payload, WireError> {
 }
 
 fn write_occupancy(occupancy: &Occupancy) -> pb::Occupancy {
-    let mut message = pb::Occupancy::default();
-    match occupancy {
-        Occupancy::Occupied(room) => message.occupied.push(room.to_string()),
-        Occupancy::Vacated(room) => message.vacated.push(room.to_string()),
-        Occupancy::Snapshot { rooms, more } => {
+    let mut message = pb::Occupancy {
+        version: occupancy.version,
+        ..pb::Occupancy::default()
+    };
+    match &occupancy.rooms {
+        OccupiedRooms::Occupied(room) => message.occupied.push(room.to_string()),
+        OccupiedRooms::Vacated(room) => message.vacated.push(room.to_string()),
+        OccupiedRooms::Snapshot { rooms, part, more } => {
             message.snapshot = true;
+            message.part = *part;
             message.more = *more;
             message.occupied = write_rooms(rooms);
         }
@@ -174,15 +181,18 @@ fn write_occupancy(occupancy: &Occupancy) -> pb::Occupancy {
 }
 
 fn read_occupancy(message: &pb::Occupancy) -> Result<Occupancy, WireError> {
-    Ok(match (&message.occupied[..], &message.vacated[..]) {
-        (rooms, []) if message.snapshot => Occupancy::Snapshot {
+    let rooms = match (&message.occupied[..], &message.vacated[..]) {
+        (rooms, []) if message.snapshot => OccupiedRooms::Snapshot {
             rooms: read_rooms(rooms)?,
+            part: message.part,
             more: message.more,
         },
-        ([room], []) => Occupancy::Occupied(read_room(room)?),
-        ([], [room]) => Occupancy::Vacated(read_room(room)?),
+        ([room], []) => OccupiedRooms::Occupied(read_room(room)?),
+        ([], [room]) => OccupiedRooms::Vacated(read_room(room)?),
         _ => return Err(WireError::Field("occupancy")),
-    })
+    };
+    let version = message.version;
+    Ok(Occupancy { version, rooms })
 }
 
 // === requests ===
@@ -191,6 +201,7 @@ fn write_request(request: &Request) -> pb::Request {
     use pb::request::Kind;
     let kind = match request {
         Request::Probe => Kind::Probe(pb::Probe {}),
+        Request::Occupancy => Kind::Occupancy(pb::Probe {}),
         Request::Act(target, act) => Kind::Act(write_act(target, act)),
         Request::Socket(id) => Kind::Socket(write_id(id)),
         Request::Rooms(query) => Kind::Rooms(pb::RoomsQuery {
@@ -212,6 +223,7 @@ fn read_request(message: pb::Request) -> Result<Request, WireError> {
     use pb::request::Kind;
     Ok(match message.kind.ok_or(WireError::Field("request"))? {
         Kind::Probe(pb::Probe {}) => Request::Probe,
+        Kind::Occupancy(pb::Probe {}) => Request::Occupancy,
         Kind::Act(message) => read_act(message)?,
         Kind::Socket(id) => Request::Socket(read_id(&id)?),
         Kind::Rooms(query) => Request::Rooms(RoomsQuery {
@@ -520,6 +532,7 @@ mod tests {
         let after = proptest::option::of(socket());
         prop_oneof![
             Just(Request::Probe),
+            Just(Request::Occupancy),
             (target, act).prop_map(|(target, act)| Request::Act(target, act)),
             socket().prop_map(Request::Socket),
             ("\\PC{0,9}", "\\PC{0,9}", 0..1000usize).prop_map(|(prefix, after, limit)| {
@@ -572,6 +585,16 @@ mod tests {
         .prop_map(Body::Answer)
     }
 
+    fn occupied_rooms() -> impl Strategy<Value = OccupiedRooms> {
+        let rooms = proptest::collection::vec(room(), 0..3);
+        prop_oneof![
+            room().prop_map(OccupiedRooms::Occupied),
+            room().prop_map(OccupiedRooms::Vacated),
+            (rooms, any::<u32>(), any::<bool>())
+                .prop_map(|(rooms, part, more)| OccupiedRooms::Snapshot { rooms, part, more })
+        ]
+    }
+
     fn body() -> impl Strategy<Value = Body> {
         prop_oneof![
             (any::<u64>(), any::<bool>()).prop_map(|(number, draining)| {
@@ -582,10 +605,13 @@ mod tests {
                     sockets: number,
                     rooms: number,
                     draining,
+                    occupancy: 3,
                 })
             }),
             Just(Body::Goodbye),
             proptest::collection::vec(room(), 0..3).prop_map(Body::Missed),
+            (any::<u64>(), occupied_rooms())
+                .prop_map(|(version, rooms)| Body::Occupancy(Occupancy { version, rooms })),
             publication(),
             request(),
             answer(),

@@ -134,7 +134,7 @@ impl Kind {
             Request::Socket(_) => Self::Socket,
             Request::Rooms(query) => Self::Rooms(query.limit),
             Request::Sockets(query) => Self::Sockets(query.limit),
-            Request::Probe | Request::NotSubscribed(_) => Self::Pong,
+            Request::Probe | Request::Occupancy | Request::NotSubscribed(_) => Self::Pong,
         }
     }
 

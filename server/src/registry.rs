@@ -367,7 +367,7 @@ impl Handler<Ask> for Registry {
             }
             Request::Socket(id) => Answer::Socket(self.describe(id)),
             Request::Rooms(query) => Answer::Rooms(self.page(&query)),
-            Request::Probe | Request::NotSubscribed(_) => Answer::Pong,
+            Request::Probe | Request::Occupancy | Request::NotSubscribed(_) => Answer::Pong,
         };
         let _ = reply.send(answer);
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use proto::envelope::{self, Answer, Body, Heartbeat, Publication, Request};
+use proto::envelope::{self, Answer, Body, Heartbeat, OccupiedRooms, Publication, Request};
 use proto::{Audience, NodeId, RoomName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
@@ -19,7 +19,7 @@ use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
 use crate::membership::Membership;
 use crate::missed::Missed;
-use crate::occupancy::{Occupancy, Turn};
+use crate::occupancy::{Occupancy, Snapshot, Turn};
 use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects};
 
 /// Questions to the server that are remembered while it is silent; then the link is away.
@@ -61,8 +61,8 @@ pub(super) struct Core<B> {
     /// for them.
     pub(super) silent: HashSet<NodeId>,
     pub(super) occupancy: Occupancy,
-    /// The others do not know this node's rooms for certain.
-    pub(super) snapshot_due: bool,
+    /// Somebody has missed some of this node's rooms.
+    pub(super) snapshot_wanted: bool,
 }
 
 impl<B: Bus> Core<B> {
@@ -200,51 +200,75 @@ impl<B: Bus> Core<B> {
                 Wish::Wait => {}
             },
             Wanted::Release(room) => self.interest.release(&room, Instant::now()),
-            Wanted::Occupy(room) => {
-                let turn = self.occupancy.occupy(self.config.node, room.clone());
-                self.tell_rooms(envelope::Occupancy::Occupied(room));
-                self.turn(turn).await;
-            }
-            Wanted::Vacate(room) => {
-                let turn = self.occupancy.vacate(self.config.node, &room);
-                self.tell_rooms(envelope::Occupancy::Vacated(room));
-                self.turn(turn).await;
-            }
+            Wanted::Occupy(room) => self.change_room(&room, true).await,
+            Wanted::Vacate(room) => self.change_room(&room, false).await,
         }
     }
 
+    async fn change_room(&mut self, room: &RoomName, occupied: bool) {
+        let node = self.config.node;
+        let (version, turn) = self.occupancy.change(node, room, occupied);
+        let room = room.clone();
+        let rooms = match occupied {
+            true => OccupiedRooms::Occupied(room),
+            false => OccupiedRooms::Vacated(room),
+        };
+        // When it does not get there, the next heartbeats show that something is missing.
+        self.tell_rooms(envelope::Occupancy { version, rooms });
+        self.turn(turn).await;
+    }
+
     /// Tells the other nodes of this one's rooms.
-    fn tell_rooms(&mut self, occupancy: envelope::Occupancy) {
-        if self.config.alone {
-            return;
-        }
+    fn tell_rooms(&self, occupancy: envelope::Occupancy) -> bool {
         let parcel = Parcel {
             subject: self.subjects.all(),
             reply: None,
             what: What::Body(Box::new(Body::Occupancy(occupancy)), None),
         };
-        let there = self.link.state() == LinkState::Connected;
-        if !there || self.data.try_send(parcel).is_err() {
-            self.snapshot_due = true;
-        }
+        let there = self.link.state() == LinkState::Connected && !self.config.alone;
+        there && self.data.try_send(parcel).is_ok()
     }
 
     fn tell_all_rooms(&mut self) {
-        self.snapshot_due = false;
+        self.snapshot_wanted = false;
+        let version = self.occupancy.version(self.config.node);
         let rooms = self.occupancy.rooms(self.config.node);
-        let mut parts = rooms.chunks(SNAPSHOT_ROOMS_MAX).peekable();
-        if parts.peek().is_none() {
-            return self.tell_rooms(envelope::Occupancy::Snapshot {
-                rooms: Vec::new(),
-                more: false,
-            });
+        // At least one message, though there may be no room.
+        let parts = rooms.len().div_ceil(SNAPSHOT_ROOMS_MAX).max(1);
+        let mut some = rooms.chunks(SNAPSHOT_ROOMS_MAX);
+        for part in 0..parts {
+            let rooms = OccupiedRooms::Snapshot {
+                rooms: some.next().unwrap_or_default().to_vec(),
+                part: part as u32,
+                more: part + 1 < parts,
+            };
+            if !self.tell_rooms(envelope::Occupancy { version, rooms }) {
+                // A torso counts for nothing; it will be asked for again.
+                return;
+            }
         }
-        while let Some(rooms) = parts.next() {
-            self.tell_rooms(envelope::Occupancy::Snapshot {
-                rooms: rooms.to_vec(),
-                more: parts.peek().is_some(),
-            });
+    }
+
+    fn on_occupancy(&mut self, peer: NodeId, occupancy: envelope::Occupancy) -> Vec<Turn> {
+        // Of a node that is down nothing would ever be forgotten. When it is up, its rooms are asked for.
+        if !self.membership.knows(peer) {
+            return Vec::new();
         }
+        let version = occupancy.version;
+        let turn = match occupancy.rooms {
+            OccupiedRooms::Snapshot { rooms, part, more } => {
+                let snapshot = Snapshot {
+                    version,
+                    part,
+                    more,
+                    rooms,
+                };
+                return self.occupancy.snapshot(peer, snapshot);
+            }
+            OccupiedRooms::Occupied(room) => self.occupancy.changed(peer, version, &room, true),
+            OccupiedRooms::Vacated(room) => self.occupancy.changed(peer, version, &room, false),
+        };
+        Vec::from_iter(turn)
     }
 
     /// The node that has been up for longest says what has become of rooms.
@@ -270,28 +294,22 @@ impl<B: Bus> Core<B> {
             Input::Heartbeat(peer, heartbeat) => {
                 self.silent.remove(&peer);
                 let name = heartbeat.name.clone();
+                let latest = heartbeat.occupancy;
                 if self.membership.heard(peer, heartbeat, now) {
                     info!(node = %peer, %name, "node up");
                     // Let it know of this one without the wait for the next turn.
                     self.send_heartbeat();
-                    self.snapshot_due = true;
+                }
+                if self.occupancy.heard(peer, latest) {
+                    self.ask_for_rooms(peer);
                 }
             }
             Input::Goodbye(peer) => self.down(peer, "said goodbye").await,
             Input::Occupancy(peer, occupancy) => {
-                let turns = match occupancy {
-                    envelope::Occupancy::Occupied(room) => {
-                        self.occupancy.occupy(peer, room).into_iter().collect()
-                    }
-                    envelope::Occupancy::Vacated(room) => {
-                        self.occupancy.vacate(peer, &room).into_iter().collect()
-                    }
-                    envelope::Occupancy::Snapshot { rooms, more } => {
-                        self.occupancy.snapshot(peer, rooms, more)
-                    }
-                };
+                let turns = self.on_occupancy(peer, occupancy);
                 self.turn(turns).await;
             }
+            Input::OccupancyWanted => self.snapshot_wanted = true,
             Input::Answer(number, from, answer) => match self.probes.get(&number) {
                 Some(_) => self.interest.peer_answered(from),
                 None => self.calls.answer(number, from, answer),
@@ -342,7 +360,6 @@ impl<B: Bus> Core<B> {
                 self.interest.prove_link();
                 self.proving_link = true;
                 self.heartbeat_due = now;
-                self.snapshot_due = true;
             }
             Change::Left => {
                 warn!("the bus is away");
@@ -382,7 +399,7 @@ impl<B: Bus> Core<B> {
                 let turns = self.occupancy.forget(peer);
                 self.turn(turns).await;
             }
-            if self.snapshot_due {
+            if self.snapshot_wanted {
                 self.tell_all_rooms();
             }
             self.tell_missed();
@@ -411,6 +428,7 @@ impl<B: Bus> Core<B> {
             sockets: load.sockets,
             rooms: load.rooms,
             draining: load.draining,
+            occupancy: self.occupancy.version(self.config.node),
         };
         self.urgent(
             self.subjects.heartbeat(),
@@ -485,6 +503,13 @@ impl<B: Bus> Core<B> {
                 self.probe_all();
             }
         }
+    }
+
+    /// The answer comes to everybody, among the publications.
+    fn ask_for_rooms(&self, peer: NodeId) {
+        let request = Body::Request(Request::Occupancy);
+        let what = What::Body(Box::new(request), None);
+        self.urgent(self.subjects.request(peer), None, what);
     }
 
     fn probe_all(&mut self) {

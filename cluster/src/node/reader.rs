@@ -73,6 +73,7 @@ impl Reader {
                 self.input(Input::Answer(number, origin, answer)).await;
             }
             (Body::Request(Request::Probe), _, Some(responder)) => responder.respond(Answer::Pong),
+            (Body::Request(Request::Occupancy), _, _) => self.input(Input::OccupancyWanted).await,
             (Body::Request(Request::NotSubscribed(room)), _, Some(responder)) => {
                 self.input(Input::NotSubscribed(room, responder)).await;
             }
