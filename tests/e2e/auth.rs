@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
-use unisono_tests::{Api, Node, NodeConfig, Response, Wire, upgrade_request};
+use unisono_tests::{Api, Node, NodeConfig, Response, Wire, stream_request, upgrade_request};
 
 use site::{Reply, Site};
 
@@ -99,9 +99,7 @@ impl By {
     fn request(self, target: &str, headers: &[(&str, &str)]) -> String {
         let plain = match self {
             Self::WebSocket => upgrade_request(target),
-            Self::EventStream => format!(
-                "GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
-            ),
+            Self::EventStream => stream_request(target, ""),
         };
         let mut request = plain[..plain.len() - 2].to_owned();
         for (name, value) in headers {

@@ -52,6 +52,10 @@ async fn a_cookie_counts_only_from_a_page() {
 
     welcome(&node, "a page", "/x", &[cookie, ("Origin", PAGE)]).await;
     refusal(&node, "no page", "/x", &[cookie], FORBIDDEN).await;
+    let own = [cookie, ("Sec-Fetch-Site", "same-origin")];
+    welcome(&node, "a page of the same origin", "/x", &own).await;
+    let other = [cookie, ("Sec-Fetch-Site", "same-site")];
+    refusal(&node, "a page beside it", "/x", &other, FORBIDDEN).await;
     let foreign = [cookie, ("Origin", "https://evil.example")];
     refusal(&node, "another page", "/x", &foreign, FORBIDDEN).await;
     let target = format!("/x?token={token}");
