@@ -51,6 +51,10 @@ impl Close {
     pub const EXPIRED: Self = Self::new(4401, "token expired");
     /// A fresh token does not grant what the socket has.
     pub const WITHDRAWN: Self = Self::new(4403, "rights withdrawn");
+    /// The client sent what it may not send here.
+    pub const NOT_ALLOWED: Self = Self::new(1008, "not allowed");
+    /// What the client sent cannot be taken just now.
+    pub const UNAVAILABLE: Self = Self::new(1013, "unavailable");
     /// The client has sent too much for too long.
     pub const RATE: Self = Self::new(1008, "rate limit");
     /// No pong in time.

@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::app::{Accept, Context, Inner, Refuse, Socket};
 use crate::auth::{Denied, Grant};
 use crate::handshake::Handshake;
-use crate::rules::Rule;
+use crate::rules::{Pattern, Rule};
 use crate::shared::{Shared, Slot};
 use crate::unisono::Unisono;
 use crate::websocket::handshake::Refusal;
@@ -72,6 +72,7 @@ pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted
     shared.auth.check_origin(&handshake)?;
     let mut grant = shared.auth.authenticate(&handshake).await?;
     let mut context = Context::default();
+    grant.holder = grant.user.clone();
     handshake.user = grant.user.clone();
     let handler = rule
         .handlers
@@ -115,6 +116,14 @@ fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
         })?;
         grant.user = Some(user);
     }
+    if let Some(rooms) = accept.rooms {
+        let patterns = rooms.iter().map(|pattern| Pattern::parse(pattern));
+        let patterns = patterns.collect::<Result<_, _>>().map_err(|error| {
+            warn!(%error, "on_handshake gave a bad pattern");
+            handler_failed()
+        })?;
+        grant.rooms = Some(patterns);
+    }
     Ok(accept.context)
 }
 
@@ -151,7 +160,10 @@ impl Admitted {
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
         match denied {
-            Denied::Unauthorized(why) => Self::of("401 Unauthorized", "unauthorized", &why),
+            Denied::Unauthorized(why) => Self {
+                header: "WWW-Authenticate: Bearer\r\n",
+                ..Self::of("401 Unauthorized", "unauthorized", &why)
+            },
             Denied::Forbidden(why) => Self::of("403 Forbidden", "forbidden", &why),
             Denied::Unavailable(why) => Self::unavailable("unavailable", &why),
         }

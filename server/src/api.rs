@@ -25,7 +25,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use tracing::debug;
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
 use crate::hooks::Actions;
 use crate::unisono::{Nodes, PublishError, Unisono};
@@ -161,9 +162,18 @@ pub fn busy() -> Vec<u8> {
     error.body().to_string().into_bytes()
 }
 
-/// Carries out what an application's answer asks for, in order. One that fails is logged, and the rest goes on.
+/// Carries out what an application's answer asks for, in order, for as long as the answer itself might have taken.
+/// One that fails is logged, and the rest goes on.
 pub async fn carry_out(unisono: &Unisono, actions: Actions) {
+    let deadline = Instant::now() + unisono.shared.config.hooks.timeout;
+    let mut left = actions.len() as u64;
     for action in actions {
+        if Instant::now() >= deadline {
+            metrics::counter!("unisono_actions_failed_total").increment(left);
+            warn!(left, "actions took too long: these are not carried out");
+            return;
+        }
+        left -= 1;
         let done = match from_object::<HashMap<&str, &RawValue>>(action.get()) {
             Ok(request) => do_one(unisono, request).await,
             Err(error) => Err(ApiError::bad(error.to_string())),

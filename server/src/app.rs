@@ -154,7 +154,7 @@ impl Room {
         let parsed = Pattern::parse(pattern);
         let pattern = parsed.unwrap_or_else(|error| panic!("pattern `{pattern}`: {error}"));
         let mut rule = Rule::new(pattern);
-        rule.client_events = ClientEvents::Forward;
+        rule.client_events = ClientEvents::Deny;
         rule.join = Join::Url;
         rule.publish = Publish::None;
         rule.emit = false;

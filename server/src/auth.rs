@@ -58,6 +58,8 @@ enum Way {
 pub struct Grant {
     /// Who it is, where somebody said so.
     pub user: Option<UserName>,
+    /// Who a fresh token has to be for: whom the first one was for, whatever the application made of it.
+    pub holder: Option<UserName>,
     /// The rooms that it may be in and publish to; none for all that the rules allow.
     pub rooms: Option<Arc<[Pattern]>>,
     /// What it may do.
@@ -318,6 +320,7 @@ impl Grant {
         };
         Ok(Self {
             user,
+            holder: None,
             rooms,
             rights,
             expires_at: None,
@@ -330,6 +333,7 @@ impl Grant {
 /// The grant of somebody of whom nothing is known.
 pub const NOBODY: Grant = Grant {
     user: None,
+    holder: None,
     rooms: None,
     rights: Rights::ALL,
     expires_at: None,

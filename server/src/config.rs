@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
+use crate::rate::Limit;
 use crate::rules::{Rule, Rules};
 use cluster::ClusterName;
 
@@ -111,6 +112,8 @@ pub struct Sockets {
     pub message_rate: u32,
     pub message_burst: u32,
     pub rate_warnings: u32,
+    pub ping_rate: u32,
+    pub ping_burst: u32,
     pub handshake_rate: u32,
     pub handshake_burst: u32,
     #[serde(deserialize_with = "duration")]
@@ -677,6 +680,8 @@ impl Config {
             (sockets.message_rate as usize, "sockets.message_rate"),
             (sockets.message_burst as usize, "sockets.message_burst"),
             (sockets.rate_warnings as usize, "sockets.rate_warnings"),
+            (sockets.ping_rate as usize, "sockets.ping_rate"),
+            (sockets.ping_burst as usize, "sockets.ping_burst"),
             (sockets.handshake_burst as usize, "sockets.handshake_burst"),
             (self.hooks.batch, "hooks.batch"),
             (self.hooks.lanes, "hooks.lanes"),
@@ -822,9 +827,15 @@ impl Config {
             (&auth.hook_url, "auth.hook_url"),
             (&hooks.url, "hooks.url"),
         ] {
-            let http = |url: url::Url| matches!(url.scheme(), "http" | "https");
+            let http = |url: url::Url| {
+                matches!(url.scheme(), "http" | "https") && url.password().is_none()
+            };
             let fine = url.is_empty() || url::Url::parse(url).is_ok_and(http);
-            check(fine, key, "a URL of http:// or https://");
+            check(
+                fine,
+                key,
+                "a URL of http:// or https://, without a password",
+            );
         }
         let redis = |url: url::Url| {
             let scheme = matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix");
@@ -835,6 +846,24 @@ impl Config {
             "laravel.redis_url",
             "a URL of redis:// or rediss://, without a password, which belongs into redis_password_file",
         );
+    }
+}
+
+impl Sockets {
+    /// How many messages a client may send.
+    pub fn message_limit(&self) -> Limit {
+        Limit {
+            rate: self.message_rate,
+            burst: self.message_burst,
+        }
+    }
+
+    /// How many pings.
+    pub fn ping_limit(&self) -> Limit {
+        Limit {
+            rate: self.ping_rate,
+            burst: self.ping_burst,
+        }
     }
 }
 

@@ -114,9 +114,9 @@ impl Events {
                 answer: None,
             });
             // From here on, the hooks count what they cannot deliver.
-            told = Ok(());
+            return Ok(());
         }
-        if told.is_err() {
+        if self.0.cluster.alone() {
             count_lost();
         }
         told
@@ -177,8 +177,12 @@ impl Events {
     }
 
     fn publish(&self, kind: &'static str, json: Bytes) -> Result<(), NoAck> {
-        let permit = self.permit(&json)?;
-        Ok(self.0.cluster.tell(kind, json, permit)?)
+        let permit = self.permit(&json);
+        let told = permit.and_then(|permit| Ok(self.0.cluster.tell(kind, json, permit)?));
+        if told.is_err() {
+            count_lost();
+        }
+        told
     }
 
     fn permit(&self, json: &Bytes) -> Result<Permit, NoAck> {

@@ -1,13 +1,14 @@
 //! The request with which a client comes, as those see it who decide whether it may.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::SocketAddr;
 
 use actix_http::header::HeaderMap;
 use proto::{RoomName, UserName};
 
 /// A client's first request, WebSocket or event stream.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Handshake {
     pub(crate) room: RoomName,
     pub(crate) query: String,
@@ -64,5 +65,16 @@ impl Handshake {
     /// is 0 where a proxy does not tell it.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+}
+
+/// Without the query and the headers, which may hold tokens.
+impl fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handshake")
+            .field("path", &self.path())
+            .field("peer", &self.peer)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
     }
 }

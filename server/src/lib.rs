@@ -47,6 +47,7 @@ mod unisono;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use actix_web;
 pub use app::{
     Accept, App, Context, Frame, HandlerError, Json, Message, Refuse, Reply, Room, Socket,
 };
@@ -56,7 +57,9 @@ pub use config::{Config, Sources};
 pub use handshake::Handshake;
 pub use proto::envelope::{RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status};
 pub use proto::{Close, NodeId, RoomName, SocketId, UserName};
+pub use rules::{ClientEvents, Format, Join, Lifecycle, Publish, Who};
 pub use server::Server;
 pub use unisono::{
-    Confirmed, Disconnect, Nodes, Outgoing, Partial, PublishError, SendError, Unisono,
+    Confirmed, Disconnect, Members, Nodes, Outgoing, Partial, PublishError, Rooms, SendError, To,
+    Unisono, User,
 };

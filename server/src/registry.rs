@@ -2,7 +2,7 @@
 //! order; it wakes sessions at the times that they asked for.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -109,7 +109,7 @@ pub struct Registry {
     shared: Arc<Shared>,
     node: Addr<Node>,
     sockets: HashMap<SocketId, Socket>,
-    users: HashMap<UserName, Vec<SocketId>>,
+    users: HashMap<UserName, HashSet<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
     wakes: DelayQueue<SocketId>,
     started: Instant,
@@ -193,7 +193,7 @@ impl Handler<Open> for Registry {
     ) {
         let id = session.id;
         if let Some(user) = session.user.clone() {
-            self.users.entry(user).or_default().push(id);
+            self.users.entry(user).or_default().insert(id);
         }
         let socket = Socket {
             session,
@@ -574,12 +574,13 @@ impl Registry {
     }
 
     fn sockets_of(&self, user: &UserName) -> Vec<SocketId> {
-        self.users.get(user).cloned().unwrap_or_default()
+        let ids = self.users.get(user);
+        ids.map_or_else(Vec::new, |ids| ids.iter().copied().collect())
     }
 
     fn forget_user(&mut self, user: &UserName, id: SocketId) {
         if let Some(ids) = self.users.get_mut(user) {
-            ids.retain(|known| *known != id);
+            ids.remove(&id);
             if ids.is_empty() {
                 self.users.remove(user);
             }

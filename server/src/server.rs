@@ -11,6 +11,7 @@ use actix::{AsyncContext, Context};
 use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use metrics_exporter_prometheus::PrometheusBuilder;
+use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -213,7 +214,9 @@ impl Server {
         info!(sockets = sockets(), "draining");
         tokio::time::sleep(delay).await;
         self.unisono.node.do_send(DrainAll(window));
-        let limit = window + 2 * shared.config.sockets.close_timeout;
+        let sockets_config = &shared.config.sockets;
+        let closing = 2 * sockets_config.close_timeout;
+        let limit = window + closing.max(sockets_config.handler_timeout);
         let empty = async {
             while sockets() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;
@@ -225,6 +228,8 @@ impl Server {
                 "sockets are left at the end of the drain"
             );
         }
+        // What the registries were told last, they have told the application when they answer.
+        self.unisono.workers.ask(Request::Probe, None).await;
         let told = async {
             while shared.events.waiting() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;

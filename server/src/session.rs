@@ -111,7 +111,7 @@ struct Answered {
     answer: Result<Option<Bytes>, NoAck>,
 }
 
-/// What became of a fresh token.
+/// What became of a fresh token. Nothing more is read before: two of them would race.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Refreshed {
@@ -150,6 +150,8 @@ struct Queue {
     blocked: AtomicBool,
     burst_max: usize,
     overflowed: AtomicBool,
+    /// Nothing that comes now is delivered any more.
+    closed: AtomicBool,
 }
 
 /// What the door knows of a connection that it lets in.
@@ -189,9 +191,10 @@ pub struct Session {
     leaves: Vec<(RoomName, Option<ClientId>)>,
     /// Emits, and events for the application outside, that wait for their answer.
     asks_in_flight: usize,
-    /// A handler of the application's is at work.
+    /// A handler of the application's is at work, or a fresh token is looked at.
     handling: bool,
     messages: Used,
+    pings: Used,
     warnings: Used,
     /// Of this turn.
     messages_left: usize,
@@ -203,9 +206,8 @@ pub struct Session {
     wake_at: Option<Instant>,
     /// When what the client was granted has ended, and the patience with it.
     expires: Option<Instant>,
-    /// How it ends, once that is known.
-    end: Option<Box<Close>>,
-    slot: Option<Slot>,
+    /// Shared with the handler of its end.
+    slot: Arc<Slot>,
 }
 
 /// A room that the socket is in.
@@ -268,18 +270,15 @@ impl Actor for Session {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
+        let mut end = Close::GONE;
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
             let _ = self.stream.try_write(&frame::close(Some(&Close::INTERNAL)));
-            if let Phase::Open = self.phase {
-                self.end = Some(Box::new(Close::INTERNAL));
-            }
+            end = Close::INTERNAL;
         }
-        let end = self.end.take();
-        let opened = matches!(self.phase, Phase::Open) || end.is_some();
-        let end = end.map_or(Close::GONE, |end| *end);
+        // Where the end was told already, this one counts for nothing.
         self.worker.registry.do_send(Closed(self.id, end.clone()));
-        if opened {
+        if let Phase::Open = self.phase {
             self.run_on_close(end);
         }
     }
@@ -433,7 +432,7 @@ impl Handler<Refreshed> for Session {
     type Result = ();
 
     fn handle(&mut self, Refreshed { id, grant }: Refreshed, _: &mut Context<Self>) {
-        self.asks_in_flight -= 1;
+        self.handling = false;
         self.on_refreshed(id, grant);
     }
 }
@@ -474,6 +473,11 @@ impl SessionRef {
         }
     }
 
+    /// Whether what is sent now may still be delivered.
+    pub fn is_open(&self) -> bool {
+        !self.queue.closed.load(Ordering::Relaxed) && self.is_alive()
+    }
+
     /// Whether the actor lives.
     pub fn is_alive(&self) -> bool {
         match &self.actor {
@@ -484,7 +488,7 @@ impl SessionRef {
 
     /// As [`SessionRef::offer`], with the word for what became of it.
     pub fn emit(&self, frame: &Bytes) -> Status {
-        if !self.is_alive() {
+        if !self.is_open() {
             Status::NotFound
         } else if self.offer(frame) {
             Status::Delivered
@@ -508,6 +512,7 @@ impl Queue {
             blocked: AtomicBool::new(false),
             burst_max: sockets.queue_bytes.max(sockets.inflight_bytes),
             overflowed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -584,6 +589,7 @@ impl Session {
             asks_in_flight: 0,
             handling: false,
             messages: Used::nothing(now),
+            pings: Used::nothing(now),
             warnings: Used::nothing(now),
             messages_left: 0,
             pong: None,
@@ -591,8 +597,7 @@ impl Session {
             pinged: None,
             disconnect: None,
             wake_at: None,
-            end: None,
-            slot: Some(admitted.slot),
+            slot: Arc::new(admitted.slot),
             worker,
         };
         session.push(arrival.response.into());
@@ -643,8 +648,9 @@ impl Session {
             return;
         }
         if let Phase::Open = self.phase {
-            self.end = Some(Box::new(end.clone()));
+            self.run_on_close(end.clone());
         }
+        self.queue.closed.store(true, Ordering::Relaxed);
         // Past every limit: it is the last.
         let cost = outbox::cost(&frame);
         self.queue.bytes.fetch_add(cost, Ordering::Relaxed);
@@ -770,10 +776,17 @@ impl Session {
         }
     }
 
-    /// Raw clients are not told: they understand no events of the server's.
+    /// A raw client understands no events of the server's: that its frame went nowhere, it is told by a close.
+    /// Only what a handler makes of a frame is the application's business.
     fn refuse(&mut self, refusal: &Refusal) {
         if self.native() {
-            self.send_text(&error_text(refusal));
+            return self.send_text(&error_text(refusal));
+        }
+        match refusal.code {
+            ErrorCode::HandlerFailed => {}
+            ErrorCode::Unavailable => self.close(&Close::UNAVAILABLE),
+            ErrorCode::TooLarge => self.close(&Close::TOO_BIG),
+            _ => self.close(&Close::NOT_ALLOWED),
         }
     }
 

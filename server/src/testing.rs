@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::{Error, Message as WsMessage};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -100,14 +101,12 @@ impl TestNode {
 
     /// A client with a header of its own, as a cookie.
     pub async fn connect_as(&self, path: &str, header: &'static str, value: &str) -> TestClient {
-        let mut request = self.url(path).into_client_request().expect("a good URL");
-        let value = value.parse().expect("a good header");
-        request.headers_mut().insert(header, value);
+        let request = self.request(path, header, value);
         let (socket, _) = soon("a handshake", connect_async(request))
             .await
             .expect("the handshake succeeds");
         let mut client = TestClient { id: None, socket };
-        let native = self.server.unisono().speaks_json(path);
+        let native = self.server.unisono().greets(path);
         if native {
             let opened = client.event("unisono:open").await;
             let id = opened["id"].as_str().and_then(|id| id.parse().ok());
@@ -118,7 +117,13 @@ impl TestNode {
 
     /// The HTTP status with which a handshake is refused.
     pub async fn refused(&self, path: &str) -> u16 {
-        match soon("an answer", connect_async(self.url(path))).await {
+        self.refused_as(path, "user-agent", "test").await
+    }
+
+    /// As [`TestNode::refused`], with a header of its own.
+    pub async fn refused_as(&self, path: &str, header: &'static str, value: &str) -> u16 {
+        let request = self.request(path, header, value);
+        match soon("an answer", connect_async(request)).await {
             Err(Error::Http(response)) => response.status().as_u16(),
             Err(error) => panic!("no answer: {error}"),
             Ok(_) => panic!("the client was let in"),
@@ -146,8 +151,12 @@ impl TestNode {
         status.expect("the answer is HTTP")
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("ws://{}{path}", self.address)
+    fn request(&self, path: &str, header: &'static str, value: &str) -> Request {
+        let url = format!("ws://{}{path}", self.address);
+        let mut request = url.into_client_request().expect("a good URL");
+        let value = value.parse().expect("a good header");
+        request.headers_mut().insert(header, value);
+        request
     }
 }
 
@@ -169,6 +178,12 @@ impl TestClient {
         sent.expect("the connection is there");
     }
 
+    /// Sends a bare binary frame.
+    pub async fn send_binary(&mut self, bytes: impl Into<bytes::Bytes>) {
+        let sent = self.socket.send(WsMessage::binary(bytes)).await;
+        sent.expect("the connection is there");
+    }
+
     /// Sends an event and waits for its answer: the data of the ack, or of the error.
     pub async fn ask(&mut self, event: &str, data: impl Serialize) -> Value {
         let message = json!({ "event": event, "data": data, "id": "ask" });
@@ -187,6 +202,17 @@ impl TestClient {
             let mut found = self.next().await;
             if found["event"] == event {
                 return found["data"].take();
+            }
+        }
+    }
+
+    /// Waits for the next binary frame.
+    pub async fn binary(&mut self) -> bytes::Bytes {
+        loop {
+            match soon("a frame", self.socket.next()).await {
+                Some(Ok(WsMessage::Binary(bytes))) => return bytes,
+                Some(Ok(WsMessage::Ping(_) | WsMessage::Pong(_))) => {}
+                other => panic!("no bytes: {other:?}"),
             }
         }
     }

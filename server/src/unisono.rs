@@ -1,8 +1,10 @@
 //! The handle that everybody outside the actors speaks through: the HTTP API, applications, and sessions on
 //! behalf of their clients.
 
+mod to;
 mod verbs;
 
+pub use to::{Members, Rooms, To, User};
 pub use verbs::{Confirmed, Disconnect, Outgoing, SendError};
 pub(crate) use verbs::{event, text};
 
@@ -44,7 +46,7 @@ pub struct Nodes {
 }
 
 /// An answer of several nodes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Partial<T> {
     /// What those said who answered.
     pub value: T,
@@ -69,13 +71,14 @@ impl Unisono {
         self.shared.node
     }
 
-    /// Whether the rooms of that name speak JSON, and so greet.
+    /// Whether who comes by that path is greeted.
     #[cfg(feature = "testing")]
-    pub(crate) fn speaks_json(&self, path: &str) -> bool {
+    pub(crate) fn greets(&self, path: &str) -> bool {
         let path = path.split('?').next().unwrap_or_default();
         let room = proto::RoomName::from_path(path).ok();
         let rule = room.and_then(|room| self.shared.config.rules.find(&room).cloned());
-        rule.is_some_and(|rule| rule.format == crate::rules::Format::Json)
+        let json = rule.is_some_and(|rule| rule.format == crate::rules::Format::Json);
+        json && self.shared.config.sockets.greeting
     }
 
     /// Does something with sockets, wherever they are. Ids that are none are told so. The request is on its
@@ -209,8 +212,12 @@ impl Unisono {
         })
     }
 
-    /// Describes a socket.
-    pub async fn socket(&self, id: SocketId) -> Result<Option<SocketInfo>, CallError> {
+    /// Describes a socket; none where there is no such socket.
+    ///
+    /// # Errors
+    ///
+    /// When its node does not answer.
+    pub async fn socket(&self, id: SocketId) -> Result<Option<SocketInfo>, SendError> {
         let request = Request::Socket(id);
         let answer = if id.node() == self.shared.node {
             Ok(self.workers.ask(request, None).await)
@@ -220,7 +227,7 @@ impl Unisono {
         match answer {
             Ok(Answer::Socket(socket)) => Ok(socket),
             Ok(_) | Err(CallError::NodeGone) => Ok(None),
-            Err(CallError::Timeout) => Err(CallError::Timeout),
+            Err(CallError::Timeout) => Err(SendError::Timeout),
         }
     }
 

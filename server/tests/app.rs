@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use unisono_server::testing::TestNode;
 use unisono_server::{
-    Accept, App, Close, HandlerError, Handshake, Json, Message, Refuse, Room, Socket, Status,
+    Accept, App, Close, HandlerError, Handshake, Json, Message, Refuse, Room, Socket, Status, User,
 };
 
 /// Soon enough not to be waited for, in tests of a time limit.
@@ -169,7 +169,8 @@ async fn the_context_lives_from_the_handshake_to_the_end() {
 
     // Closed by the application, all sockets of the user.
     let mut client = node.connect("/rooms/7?name=eve").await;
-    let closed = node.unisono().disconnect_user("eve", 4007, "enough").await;
+    let eve = node.unisono().disconnect(User("eve"));
+    let closed = eve.code(4007).reason("enough").await;
     assert_eq!(closed.expect("a good close").value, 1);
     assert_eq!(client.closed().await, (4007, "enough".to_owned()));
     let (name, _, code, reason) = next(&mut ends).await;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use actix_web::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL,
-    CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
+    CONTENT_TYPE, ORIGIN, VARY,
 };
 use actix_web::http::{StatusCode, Version};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Resource, guard, web};
@@ -91,8 +91,8 @@ fn refuse(request: &HttpRequest, refusal: &Refusal) -> HttpResponse {
     let status = refusal.status.get(..3).and_then(|code| code.parse().ok());
     let status = status.and_then(|code| StatusCode::from_u16(code).ok());
     let mut response = HttpResponse::build(status.unwrap_or(StatusCode::FORBIDDEN));
-    if let Some((_, seconds)) = refusal.header.split_once("Retry-After: ") {
-        response.insert_header((RETRY_AFTER, seconds.trim()));
+    if let Some((name, value)) = refusal.header.split_once(": ") {
+        response.insert_header((name, value.trim()));
     }
     allow_origin(request, &mut response)
         .json(json!({"error": {"code": refusal.code, "message": refusal.message}}))

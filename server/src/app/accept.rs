@@ -15,6 +15,7 @@ use super::Context;
 #[derive(Default)]
 pub struct Accept {
     pub(crate) user: Option<String>,
+    pub(crate) rooms: Option<Vec<String>>,
     pub(crate) context: Context,
 }
 
@@ -41,6 +42,14 @@ impl Accept {
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
+        self
+    }
+
+    /// Says which rooms it may be in and publish to, as patterns; otherwise all that the rules allow. One that is
+    /// no pattern makes the handshake fail.
+    #[must_use]
+    pub fn rooms<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
+        self.rooms = Some(patterns.into_iter().map(Into::into).collect());
         self
     }
 

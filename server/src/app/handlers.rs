@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use proto::Close;
+use proto::{Close, EventName};
 use tracing::warn;
 
 use super::{Accept, Frame, HandlerError, Message, Refuse, Reply, Socket};
@@ -73,7 +73,11 @@ impl Handlers {
         event: &str,
         handler: impl AsyncFn(Socket, Message) -> R + Send + Sync + 'static,
     ) {
-        self.events.insert(event.to_owned(), erase(handler));
+        if let Err(error) = EventName::parse_user(event) {
+            panic!("event {event:?}: {error}");
+        }
+        let earlier = self.events.insert(event.to_owned(), erase(handler));
+        assert!(earlier.is_none(), "event {event:?} has a handler already");
     }
 
     pub(super) fn on_any<R: Reply>(
@@ -133,12 +137,7 @@ impl Handlers {
         job: Job,
         limit: Duration,
     ) -> impl Future<Output = Done> + use<> {
-        let what = match &job {
-            Job::Open => "on_open".to_owned(),
-            Job::Event(message) => format!("on {:?}", message.name()),
-            Job::Frame(_) => "on_frame".to_owned(),
-            Job::Close(_) => "on_close".to_owned(),
-        };
+        let what = job.label();
         let lane = socket.clone();
         let running = self.start(socket, job);
         async move {
@@ -146,8 +145,9 @@ impl Handlers {
             let Some(running) = running else {
                 return Ok(None);
             };
-            let caught = AssertUnwindSafe(async { running().await }).catch_unwind();
-            let (outcome, done) = match tokio::time::timeout(limit, caught).await {
+            // Also where it is dropped, which may panic, too.
+            let limited = async { tokio::time::timeout(limit, running()).await };
+            let (outcome, done) = match AssertUnwindSafe(limited).catch_unwind().await {
                 Ok(Ok(Ok(data))) => ("ok", Ok(data)),
                 Ok(Ok(Err(error))) => {
                     if let Some(source) = error.source() {
@@ -156,15 +156,13 @@ impl Handlers {
                     ("error", Err(error))
                 }
                 Ok(Err(_)) => {
-                    warn!(handler = %what, "a handler panicked");
-                    ("panic", Err(HandlerError::new("the handler failed")))
+                    warn!(handler = %what, ?limit, "a handler took too long");
+                    let late = HandlerError::new("the handler took too long");
+                    ("timeout", Err(late))
                 }
                 Err(_) => {
-                    warn!(handler = %what, ?limit, "a handler took too long");
-                    (
-                        "timeout",
-                        Err(HandlerError::new("the handler took too long")),
-                    )
+                    warn!(handler = %what, "a handler panicked");
+                    ("panic", Err(HandlerError::new("the handler failed")))
                 }
             };
             metrics::counter!("unisono_handlers_total", "result" => outcome).increment(1);
@@ -193,6 +191,33 @@ impl Handlers {
                 Box::new(move || handler(socket, close))
             }
         })
+    }
+}
+
+impl Job {
+    /// For the log.
+    fn label(&self) -> Label {
+        match self {
+            Self::Open => Label::Fixed("on_open"),
+            Self::Event(message) => Label::Event(message.event_name()),
+            Self::Frame(_) => Label::Fixed("on_frame"),
+            Self::Close(_) => Label::Fixed("on_close"),
+        }
+    }
+}
+
+/// Which handler it is. Names of clients' own choice are written with their control characters escaped.
+enum Label {
+    Fixed(&'static str),
+    Event(EventName),
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(what) => f.write_str(what),
+            Self::Event(name) => write!(f, "on {name:?}"),
+        }
     }
 }
 

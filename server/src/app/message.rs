@@ -5,8 +5,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use cluster::Sent;
-use proto::EventName;
 use proto::envelope::Status;
+use proto::{EventName, SocketId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -132,6 +132,10 @@ impl Message {
             data,
             value: OnceCell::new(),
         }
+    }
+
+    pub(crate) fn event_name(&self) -> EventName {
+        self.name.clone()
     }
 
     /// The name of the event.
@@ -275,17 +279,31 @@ macro_rules! reply_as_json {
     };
 }
 
+impl<T: Serialize> Reply for Vec<T> {
+    fn into_reply(self) -> Result<Option<Bytes>, HandlerError> {
+        Json(self).into_reply()
+    }
+}
+
 reply_as_json!(
     Value,
     Box<RawValue>,
     String,
     &str,
+    std::borrow::Cow<'_, str>,
+    SocketId,
     bool,
+    i8,
+    i16,
     i32,
     i64,
+    isize,
+    u8,
+    u16,
     u32,
     u64,
     usize,
+    f32,
     f64
 );
 

@@ -19,23 +19,28 @@ use proto::envelope::Status;
 /// Once the connection is over, what is sent to it is `NotFound`.
 ///
 /// ```
-/// use unisono_server::{App, Message, Room, Socket};
+/// use unisono_server::{App, HandlerError, Message, Room, Socket, SocketId};
 /// # use unisono_server::testing::TestNode;
 /// # #[actix_rt::main]
 /// # async fn main() {
 ///
+/// #[derive(serde::Deserialize)]
+/// struct Private {
+///     to: SocketId,
+///     text: String,
+/// }
+///
 /// let room = Room::new("/private").on("private message", async |socket: Socket, message: Message| {
-///     let to: String = message.get("to", String::new());
-///     let to = to.parse()?;
-///     let status = socket.unisono().emit(to, "private message", message.value()).await?;
-///     Ok::<_, unisono_server::HandlerError>(status.as_str())
+///     let Private { to, text } = message.data()?;
+///     let status = socket.unisono().emit(to, "private message", &text).await?;
+///     Ok::<_, HandlerError>(status)
 /// });
 /// # let node = TestNode::start(App::new().room(room)).await;
 /// # let mut a = node.connect("/private").await;
 /// # let mut b = node.connect("/private").await;
-/// # let data = serde_json::json!({"to": b.id().to_string(), "text": "hi"});
+/// # let data = serde_json::json!({"to": b.id(), "text": "hi"});
 /// # assert_eq!(a.ask("private message", data).await, "delivered");
-/// # assert_eq!(b.event("private message").await["text"], "hi");
+/// # assert_eq!(b.event("private message").await, "hi");
 /// # }
 /// ```
 #[derive(Clone)]
@@ -104,6 +109,11 @@ impl Socket {
     /// What the application keeps with the connection.
     pub fn context(&self) -> &Context {
         &self.0.context
+    }
+
+    /// Whether what is sent to it now may still be delivered.
+    pub fn is_open(&self) -> bool {
+        self.0.session.get().is_some_and(SessionRef::is_open)
     }
 
     /// The cluster: to send to others.

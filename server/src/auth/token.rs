@@ -338,6 +338,7 @@ mod tests {
         assert_eq!(
             claimed(&verifier, claims).await.unwrap(),
             Grant {
+                holder: None,
                 user: Some(proto::UserName::parse("ann").unwrap()),
                 rooms: Some(
                     ["/chat/{id}", "/all"]

@@ -64,9 +64,9 @@ impl Session {
         });
     }
 
-    /// The socket keeps its place on the node until its last handler is through.
+    /// Has the end of the socket handled, once. It keeps its place on the node until that is through.
     pub(super) fn run_on_close(&mut self, end: Close) {
-        let slot = self.slot.take();
+        let slot = Arc::clone(&self.slot);
         let (Some(handlers), Some(socket)) = (&self.rule.handlers, self.socket.take()) else {
             return;
         };
@@ -141,7 +141,7 @@ impl Session {
         id: Option<ClientId>,
         ctx: &mut Context<Self>,
     ) {
-        self.asks_in_flight += 1;
+        self.handling = true;
         let shared = Arc::clone(&self.worker.shared);
         let session = ctx.address();
         actix_rt::spawn(async move {
@@ -151,8 +151,12 @@ impl Session {
     }
 
     pub(super) fn on_refreshed(&mut self, id: Option<ClientId>, grant: Result<Grant, Denied>) {
-        let same = |grant: Grant| match grant.user == self.grant().user {
-            true => Ok(grant),
+        let same = |grant: Grant| match grant.user == self.grant().holder {
+            true => Ok(Grant {
+                user: self.grant().user.clone(),
+                holder: grant.user,
+                ..grant
+            }),
             false => Err(Denied::Forbidden("the token is of another user".to_owned())),
         };
         let grant = match grant.and_then(same) {

@@ -37,6 +37,7 @@ impl Session {
                 self.on_raw(payload, ctx);
             }
             // Of those that a client does not read, only the latest (RFC 6455 §5.5.3).
+            Incoming::Ping(_) if !self.may_ping() => self.close(&Close::RATE),
             Incoming::Ping(payload) if self.outbox.blocked_since().is_some() => {
                 self.pong = Some(encode(Opcode::Pong, &payload));
             }
@@ -110,14 +111,16 @@ impl Session {
         }
     }
 
+    /// Counts a ping against the limit.
+    fn may_ping(&mut self) -> bool {
+        let limit = self.worker.shared.config.sockets.ping_limit();
+        self.pings.take(limit, self.heard)
+    }
+
     /// Counts a message against the limit. Whoever was told of it too often is closed.
     fn may_go_on(&mut self) -> bool {
         let sockets = &self.worker.shared.config.sockets;
-        let limit = Limit {
-            rate: sockets.message_rate,
-            burst: sockets.message_burst,
-        };
-        if self.messages.take(limit, self.heard) {
+        if self.messages.take(sockets.message_limit(), self.heard) {
             return true;
         }
         metrics::counter!("unisono_rate_limited_total").increment(1);
@@ -142,11 +145,11 @@ impl Session {
         let except = match self.rule.client_events {
             ClientEvents::Relay => vec![self.id],
             ClientEvents::Echo => Vec::new(),
-            ClientEvents::Forward if self.rule.handlers.is_some() => {
+            ClientEvents::Forward => return self.forward(id, &payload, ctx),
+            ClientEvents::Deny if self.rule.handlers.is_some() => {
                 let denied = (ErrorCode::UnknownEvent, "the application has no such event");
                 return self.refuse_event(id, &payload, denied);
             }
-            ClientEvents::Forward => return self.forward(id, &payload, ctx),
             ClientEvents::Deny => {
                 let denied = (ErrorCode::Forbidden, "clients send no events here");
                 return self.refuse_event(id, &payload, denied);

@@ -283,6 +283,7 @@ impl EventStream {
         }
         self.worker.registry.do_send(Closed(self.id, close.clone()));
         self.end = Some(close);
+        self.queue.closed.store(true, Ordering::Relaxed);
         self.place
             .leave(self.worker.shared.config.sockets.close_timeout);
         ctx.write_eof();

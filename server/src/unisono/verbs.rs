@@ -1,22 +1,24 @@
 //! The verbs of an application, with names and values as it has them at hand.
 
 use std::future::IntoFuture;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::time::Duration;
 
 use actix_web::ResponseError;
 use actix_web::http::StatusCode;
 use bytes::Bytes;
-use cluster::{CallError, Sent};
+use cluster::Sent;
 use proto::close::CloseError;
-use proto::envelope::{Act, SocketsPage, SocketsQuery, Status, Target};
+use proto::envelope::{Act, SocketsPage, SocketsQuery, Target};
 use proto::name::NameError;
-use proto::{Audience, Close, EventName, Payload, RoomName, SocketId, UserName};
+use proto::{Audience, Close, EventName, Payload, RoomName, SocketId};
 use serde::Serialize;
 
+use super::to::{Reached, Rooms, To};
 use super::{Partial, PublishError, Unisono};
 
-/// Why nothing was sent. In a route of the application's, `?` makes an HTTP answer of it.
+/// Why nothing was sent, or asked. In a route of the application's, `?` makes an HTTP answer of it.
 ///
 /// ```
 /// use actix_web::{HttpResponse, web};
@@ -26,7 +28,7 @@ use super::{Partial, PublishError, Unisono};
 /// # async fn main() {
 ///
 /// async fn news(unisono: web::Data<Unisono>, room: web::Path<String>) -> Result<HttpResponse, SendError> {
-///     unisono.publish(&room, "news", "it works").await?;
+///     unisono.publish(room.as_str(), "news", "it works").await?;
 ///     Ok(HttpResponse::Ok().finish())
 /// }
 /// let app = App::new().routes(|config| {
@@ -68,7 +70,7 @@ pub struct Outgoing {
 #[must_use = "nothing is sent before it is awaited"]
 pub struct Confirmed(Outgoing);
 
-/// A socket that is to be closed. It is not before `.await`.
+/// Sockets that are to be closed. They are not before `.await`.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -88,12 +90,13 @@ pub struct Confirmed(Outgoing);
 /// # }
 /// ```
 #[must_use = "nothing is closed before it is awaited"]
-pub struct Disconnect {
+pub struct Disconnect<T = SocketId> {
     unisono: Unisono,
-    id: SocketId,
+    target: Result<Target, SendError>,
     code: u16,
     reason: String,
     after: Duration,
+    to: PhantomData<fn(T)>,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -110,98 +113,64 @@ pub(crate) fn text(frame: impl Into<String>) -> Payload {
     Payload::Text(frame.into().into())
 }
 
-fn room(name: &str) -> Result<Vec<Audience>, SendError> {
-    Ok(vec![Audience::Room(RoomName::parse(name)?)])
+fn audiences(to: impl Rooms) -> Result<Vec<Audience>, SendError> {
+    let mut rooms = to.rooms()?;
+    // A room that is named twice is one.
+    rooms.sort_unstable();
+    rooms.dedup();
+    Ok(rooms.into_iter().map(Audience::Room).collect())
 }
 
 impl Unisono {
-    /// Sends an event to a socket, wherever it is, and says what became of it.
+    /// Sends an event to sockets, wherever they are, and says what became of it: see [`To`].
     ///
     /// # Errors
     ///
     /// When nothing was sent.
-    pub async fn emit(
+    pub async fn emit<T: To>(
         &self,
-        to: SocketId,
+        to: T,
         name: &str,
         data: impl Serialize,
-    ) -> Result<Status, SendError> {
+    ) -> Result<T::Reached, SendError> {
         self.emit_payload(to, event(name, data)?).await
     }
 
-    /// Sends a bare text frame to a socket.
+    /// Sends a bare text frame to sockets.
     ///
     /// # Errors
     ///
     /// When nothing was sent.
-    pub async fn send_text(
+    pub async fn send_text<T: To>(
         &self,
-        to: SocketId,
+        to: T,
         frame: impl Into<String>,
-    ) -> Result<Status, SendError> {
+    ) -> Result<T::Reached, SendError> {
         self.emit_payload(to, text(frame)).await
     }
 
-    /// Sends a bare binary frame to a socket.
+    /// Sends a bare binary frame to sockets.
     ///
     /// # Errors
     ///
     /// When nothing was sent.
-    pub async fn send_binary(
+    pub async fn send_binary<T: To>(
         &self,
-        to: SocketId,
+        to: T,
         frame: impl Into<Bytes>,
-    ) -> Result<Status, SendError> {
+    ) -> Result<T::Reached, SendError> {
         self.emit_payload(to, Payload::Binary(frame.into())).await
     }
 
-    async fn emit_payload(&self, to: SocketId, payload: Payload) -> Result<Status, SendError> {
+    async fn emit_payload<T: To>(&self, to: T, payload: Payload) -> Result<T::Reached, SendError> {
         let emit = Act::Emit {
             payload,
             from: None,
         };
-        self.act_on_one(to, &emit).await
+        self.act_to::<T>(to.target()?, emit).await
     }
 
-    /// Sends an event to all sockets of a user, and says how many there were.
-    ///
-    /// ```
-    /// # use unisono_server::{Accept, Handshake, testing::TestNode};
-    /// use unisono_server::{App, Room, SendError, Unisono};
-    ///
-    /// async fn remind(unisono: &Unisono, user: &str) -> Result<bool, SendError> {
-    ///     let reached = unisono.emit_to_user(user, "reminder", "now").await?;
-    ///     Ok(reached.value > 0)
-    /// }
-    /// # #[actix_rt::main]
-    /// # async fn main() {
-    /// # let room = Room::new("/").on_handshake(async |_: Handshake| Ok(Accept::new().user("alice")));
-    /// # let node = TestNode::start(App::new().room(room)).await;
-    /// # let mut client = node.connect("/").await;
-    /// # assert!(remind(&node.unisono(), "alice").await.unwrap());
-    /// # assert!(!remind(&node.unisono(), "bob").await.unwrap());
-    /// # assert_eq!(client.event("reminder").await, "now");
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// When nothing was sent.
-    pub async fn emit_to_user(
-        &self,
-        user: &str,
-        name: &str,
-        data: impl Serialize,
-    ) -> Result<Partial<u64>, SendError> {
-        let target = Target::User(UserName::parse(user)?);
-        let emit = Act::Emit {
-            payload: event(name, data)?,
-            from: None,
-        };
-        Ok(self.act_on(target, emit)?.await)
-    }
-
-    /// Publishes an event to a room.
+    /// Publishes an event to a room, or to several: see [`Rooms`].
     ///
     /// ```
     /// # use unisono_server::testing::TestNode;
@@ -220,18 +189,18 @@ impl Unisono {
     /// # assert_eq!(b.event("headline").await, "it works");
     /// # }
     /// ```
-    pub fn publish(&self, to: &str, name: &str, data: impl Serialize) -> Outgoing {
-        self.outgoing(room(to).and_then(|to| Ok((to, event(name, data)?))))
+    pub fn publish(&self, to: impl Rooms, name: &str, data: impl Serialize) -> Outgoing {
+        self.outgoing(audiences(to).and_then(|to| Ok((to, event(name, data)?))))
     }
 
     /// Publishes a bare text frame to a room.
-    pub fn publish_text(&self, to: &str, frame: impl Into<String>) -> Outgoing {
-        self.outgoing(room(to).map(|to| (to, text(frame))))
+    pub fn publish_text(&self, to: impl Rooms, frame: impl Into<String>) -> Outgoing {
+        self.outgoing(audiences(to).map(|to| (to, text(frame))))
     }
 
     /// Publishes a bare binary frame to a room.
-    pub fn publish_binary(&self, to: &str, frame: impl Into<Bytes>) -> Outgoing {
-        self.outgoing(room(to).map(|to| (to, Payload::Binary(frame.into()))))
+    pub fn publish_binary(&self, to: impl Rooms, frame: impl Into<Bytes>) -> Outgoing {
+        self.outgoing(audiences(to).map(|to| (to, Payload::Binary(frame.into()))))
     }
 
     /// Sends an event to every socket of the cluster.
@@ -258,24 +227,24 @@ impl Unisono {
         }
     }
 
-    /// Makes a socket a member of a room: `Delivered` says that it receives what is published on any node.
+    /// Makes sockets members of a room: `Delivered` says that one receives what is published on any node.
     ///
     /// # Errors
     ///
-    /// When the name is none.
-    pub async fn join(&self, id: SocketId, room: &str) -> Result<Status, SendError> {
+    /// When a name is none.
+    pub async fn join<T: To>(&self, to: T, room: &str) -> Result<T::Reached, SendError> {
         let join = Act::Join(RoomName::parse(room)?);
-        self.act_on_one(id, &join).await
+        self.act_to::<T>(to.target()?, join).await
     }
 
     /// Undoes [`Unisono::join`].
     ///
     /// # Errors
     ///
-    /// When the name is none.
-    pub async fn leave(&self, id: SocketId, room: &str) -> Result<Status, SendError> {
+    /// When a name is none.
+    pub async fn leave<T: To>(&self, to: T, room: &str) -> Result<T::Reached, SendError> {
         let leave = Act::Leave(RoomName::parse(room)?);
-        self.act_on_one(id, &leave).await
+        self.act_to::<T>(to.target()?, leave).await
     }
 
     /// Counts the members of a room in the whole cluster, and names them, by id; of more than `api.page`, the
@@ -309,38 +278,29 @@ impl Unisono {
         Ok(self.sockets(query).await)
     }
 
-    /// Closes a socket, wherever it is.
-    pub fn disconnect(&self, id: SocketId) -> Disconnect {
+    /// Closes sockets, wherever they are.
+    pub fn disconnect<T: To>(&self, to: T) -> Disconnect<T> {
         Disconnect {
             unisono: self.clone(),
-            id,
+            target: to.target(),
             code: Close::NORMAL.code,
             reason: String::new(),
             after: Duration::ZERO,
+            to: PhantomData,
         }
     }
 
-    /// Closes all sockets of a user, and says how many there were.
-    ///
-    /// # Errors
-    ///
-    /// When the name, the code or the reason cannot be.
-    pub async fn disconnect_user(
-        &self,
-        user: &str,
-        code: u16,
-        reason: &str,
-    ) -> Result<Partial<u64>, SendError> {
-        let target = Target::User(UserName::parse(user)?);
-        let close = Close::by_application(code, reason.to_owned())?;
-        let disconnect = Act::Disconnect { close, after_ms: 0 };
-        Ok(self.act_on(target, disconnect)?.await)
-    }
-
-    async fn act_on_one(&self, id: SocketId, act: &Act) -> Result<Status, SendError> {
-        let statuses = self.act(vec![id.to_string()], act)?.await;
-        let status = statuses.first().map(|(_, status)| *status);
-        Ok(status.unwrap_or(Status::Timeout))
+    async fn act_to<T: To>(&self, target: Target, act: Act) -> Result<T::Reached, SendError> {
+        let reached = match target {
+            Target::Sockets(ids) => {
+                let texts = ids.iter().map(SocketId::to_string).collect();
+                let statuses = self.act(texts, &act)?.await.into_iter();
+                let statuses = statuses.map(|(_, status)| status);
+                Reached::Each(ids.into_iter().zip(statuses).collect())
+            }
+            target => Reached::All(self.act_on(target, act)?.await),
+        };
+        Ok(T::reached(reached))
     }
 }
 
@@ -386,7 +346,7 @@ impl IntoFuture for Confirmed {
     }
 }
 
-impl Disconnect {
+impl<T> Disconnect<T> {
     /// The close code: 1000, which it is anyway, or 4000 to 4099.
     pub fn code(mut self, code: u16) -> Self {
         self.code = code;
@@ -406,16 +366,24 @@ impl Disconnect {
     }
 }
 
-impl IntoFuture for Disconnect {
-    type Output = Result<Status, SendError>;
+impl<T: To + 'static> IntoFuture for Disconnect<T> {
+    type Output = Result<T::Reached, SendError>;
     type IntoFuture = Boxed<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
+        let Self {
+            unisono,
+            target,
+            code,
+            reason,
+            after,
+            to: _,
+        } = self;
         Box::pin(async move {
-            let close = Close::by_application(self.code, self.reason)?;
-            let after_ms = u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
+            let close = Close::by_application(code, reason)?;
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             let disconnect = Act::Disconnect { close, after_ms };
-            self.unisono.act_on_one(self.id, &disconnect).await
+            unisono.act_to::<T>(target?, disconnect).await
         })
     }
 }
@@ -429,11 +397,5 @@ impl ResponseError for SendError {
             Self::Publish(PublishError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
-    }
-}
-
-impl From<CallError> for SendError {
-    fn from(_: CallError) -> Self {
-        Self::Timeout
     }
 }
