@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
-use crate::config::{Config, Drain, Loaded, Log, LogFormat, Sources};
+use crate::config::{AuthMode, Config, Drain, Loaded, Log, LogFormat, Sources};
 use crate::server::Server;
 
 /// A WebSocket server of which any number of nodes act as one
@@ -121,6 +121,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let open = config.rules.open() && app.rooms.is_empty();
         let alone = config.cluster.nats.is_empty();
+        let any_page = config.auth.mode == AuthMode::Hook && config.auth.origins.is_empty();
         let drain = config.drain.clone();
         let server = Server::start(config, app, listener, admin).await?;
         println!(
@@ -136,6 +137,12 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         }
         if let Some(address) = admin_address {
             println!("  metrics     http://{address}/metrics");
+        }
+        if any_page {
+            warn!(
+                "the application answers handshakes, and any web page may make its visitors' browsers ask it, \
+                 cookies and all: list your own pages in auth.origins"
+            );
         }
         if alone {
             info!("no cluster.nats: this node is alone");

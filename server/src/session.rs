@@ -256,15 +256,13 @@ impl Actor for Session {
             actor: SessionActor::Socket(ctx.address()),
             queue: Arc::clone(&self.queue),
         };
-        if let Some(socket) = &self.socket {
-            let _ = socket.0.session.set(session.clone());
-        }
-        self.worker.registry.do_send(Open {
+        let open = Open {
             session,
             room: self.home.clone(),
             rule: Arc::clone(&self.rule),
             peer: self.peer,
-        });
+        };
+        introduce(&self.worker, self.socket.as_ref(), open);
         ctx.spawn(Pump);
         self.schedule();
     }
@@ -753,6 +751,14 @@ impl Session {
 /// The grant of everybody, where nobody asks who somebody is, takes no memory of a socket.
 fn boxed(grant: Grant) -> Option<Box<Grant>> {
     (grant != NOBODY).then(|| Box::new(grant))
+}
+
+/// Makes a session known: to its handlers, and to the registry, which has it join its first room.
+fn introduce(worker: &Worker, socket: Option<&Socket>, open: Open) {
+    if let Some(socket) = socket {
+        let _ = socket.0.session.set(open.session.clone());
+    }
+    worker.registry.do_send(open);
 }
 
 fn take_waiting(

@@ -4,7 +4,7 @@ use async_nats::Subscriber;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::timeout;
-use unisono_tests::{PATIENCE, Sandbox, SandboxConfig};
+use unisono_tests::{Endpoint, Node, PATIENCE, Reply, Sandbox, SandboxConfig, eventually};
 
 const RULES: &str = "[[rooms]]\npattern = \"/watched/{id}\"\nevents = [\"occupied\", \"vacated\"]\n\
     [[rooms]]\npattern = \"/{any...}\"\n";
@@ -89,4 +89,32 @@ async fn a_survivor_speaks_for_a_dead_node() {
             happened("vacated", "/watched/both")
         );
     }
+}
+
+#[tokio::test]
+async fn a_node_without_a_bus_tells_an_endpoint() {
+    let endpoint = Endpoint::start(|_| Reply::taken()).await;
+    let hooks = format!(
+        "{RULES}[hooks]\nurl = \"{}\"\nsecret = \"a secret of the tests\"",
+        endpoint.url()
+    );
+    let node = Node::alone(&hooks).await;
+    let mut socket = node.client("/watched/1").await;
+    socket.close(1000, "").await;
+
+    let told = eventually("both are told", async || {
+        let events = endpoint.events();
+        (events.len() == 2).then_some(events)
+    })
+    .await;
+
+    let told: Vec<_> = told
+        .iter()
+        .map(|event| (&event["type"], &event["room"]))
+        .collect();
+    let room = Value::from("/watched/1");
+    assert_eq!(
+        told,
+        [(&"occupied".into(), &room), (&"vacated".into(), &room)]
+    );
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Deliver, Disconnect, Joined, Left, Overflowed, Queue, Refused, SessionActor, SessionRef, Wake,
-    outbox,
+    introduce, outbox,
 };
 use crate::admission::Admitted;
 use crate::app::{Job, Socket};
@@ -79,15 +79,13 @@ impl Actor for EventStream {
             actor: SessionActor::Stream(ctx.address()),
             queue: Arc::clone(&self.queue),
         };
-        if let Some(socket) = &self.socket {
-            let _ = socket.0.session.set(session.clone());
-        }
-        self.worker.registry.do_send(Open {
+        let open = Open {
             session,
             room: self.home.clone(),
             rule: Arc::clone(&self.rule),
             peer: self.peer,
-        });
+        };
+        introduce(&self.worker, self.socket.as_ref(), open);
         self.schedule();
     }
 
