@@ -13,7 +13,7 @@ mod core;
 mod reader;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -595,6 +595,12 @@ impl Node {
             liveness: Vec::new(),
             silent: HashSet::new(),
             occupancy: Occupancy::default(),
+            settled_at: None,
+            spoken_for: HashSet::new(),
+            ticked_at: now,
+            left_at: None,
+            unsaid: VecDeque::new(),
+            retractable: VecDeque::new(),
             snapshot_wanted: false,
             config: self.config,
         };

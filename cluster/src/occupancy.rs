@@ -55,6 +55,14 @@ pub(crate) enum Turn {
     Vacated(RoomName),
 }
 
+impl Turn {
+    pub(crate) fn room(&self) -> &RoomName {
+        match self {
+            Self::Occupied(room) | Self::Vacated(room) => room,
+        }
+    }
+}
+
 impl Occupancy {
     /// The number of the latest change of a node that is known with all before it.
     pub(crate) fn version(&self, node: NodeId) -> u64 {

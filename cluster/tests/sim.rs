@@ -298,7 +298,8 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
         for nth in [1, 2] {
             sim.cluster(nth).occupy(room("x"), true);
         }
-        sleep(A_WHILE).await;
+        // Nobody speaks before it has had the time to hear of others.
+        sleep(4 * A_WHILE).await;
         assert_eq!(turns(&sim), ["+x"]);
         sim.cluster(1).occupy(room("x"), false);
         sleep(A_WHILE).await;
@@ -346,6 +347,26 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
         sim.hub.heal(1);
         sleep(10 * A_WHILE).await;
         assert_eq!(turns(&sim), ["-c"]);
+
+        // What happens while nobody knows yet that the node which speaks is dead is said when they do; and when
+        // it was not, what was said of its rooms is taken back.
+        sim.cluster(1).occupy(room("d"), true);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), ["+d"]);
+        sim.hub.cut(1);
+        sleep(2 * A_WHILE).await;
+        sim.cluster(2).occupy(room("e"), true);
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), [""; 0]);
+        sleep(NODE_TIMEOUT).await;
+        let mut changed = turns(&sim);
+        changed.sort();
+        assert_eq!(changed, ["+e", "-d"]);
+        sim.hub.heal(1);
+        sleep(10 * A_WHILE).await;
+        let mut changed = turns(&sim);
+        changed.sort();
+        assert_eq!(changed, ["+d"], "and the other hears of e");
     });
 }
 

@@ -40,9 +40,9 @@ function handle({ type, event, room, socket, data }, actions) {
 }
 
 const server = createServer(async (request, response) => {
-  const body = await text(request);
   let events;
   try {
+    const body = await text(request);
     // Over the body as it came, byte for byte.
     ({ events } = webhook.verify(body, request.headers));
   } catch {
@@ -52,8 +52,14 @@ const server = createServer(async (request, response) => {
   const answers = {};
   const actions = [];
   for (const event of events) {
-    const answer = handle(event, actions);
-    if (answer) answers[event.id] = answer;
+    try {
+      const answer = handle(event, actions);
+      if (answer) answers[event.id] = answer;
+    } catch (error) {
+      // An answer all the same: the nodes would send a request that failed again and again.
+      console.log("failed:", error);
+      answers[event.id] = { error: "the backend failed" };
+    }
   }
   response.writeHead(200, { "content-type": "application/json" });
   response.end(JSON.stringify({ answers, actions }));

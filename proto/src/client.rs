@@ -140,16 +140,19 @@ struct Outer<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `room`")]
 struct RoomData {
     room: String,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `token`")]
 struct RefreshData {
     token: String,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `room` and `event`")]
 struct PublishData<'a> {
     room: String,
     event: String,
@@ -158,6 +161,7 @@ struct PublishData<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `to` and `event`")]
 struct EmitData<'a> {
     to: OneOrMany,
     event: String,

@@ -28,21 +28,21 @@ fn main() -> ExitCode {
 
 async fn new_message(socket: Socket, message: Message) -> Result<Sent, HandlerError> {
     let NewMessage { content } = message.data()?;
-    let from = socket.id().to_string();
+    let from = socket.id();
     let new = json!({ "from": from, "content": content });
     Ok(socket.publish("new message", new).await?)
 }
 
 async fn who(socket: Socket, _: Message) -> Result<Value, SendError> {
     let found = socket.unisono().members(socket.room()).await?.value;
-    let ids = found.sockets.iter().map(|(id, _)| id.to_string());
-    let members: Vec<String> = ids.collect();
+    let ids = found.sockets.iter().map(|(id, _)| id);
+    let members: Vec<_> = ids.collect();
     let id = socket.param("id");
     Ok(json!({ "chat_room": id, "count": found.count, "members": members }))
 }
 
 async fn user_left(socket: Socket, _: Close) -> Result<Sent, SendError> {
-    let id = socket.id().to_string();
+    let id = socket.id();
     let content = format!("User [{id}] left.");
     let left = json!({ "id": id, "content": content });
     socket.publish("user left", left).await

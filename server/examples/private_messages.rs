@@ -16,7 +16,7 @@ use unisono_server::{App, HandlerError, Message, Room, SendError, Sent, Socket, 
 
 #[derive(Deserialize)]
 struct PrivateMessage {
-    to: String,
+    to: SocketId,
     content: String,
 }
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 async fn user_joined(socket: Socket) -> Result<Sent, SendError> {
-    let id = socket.id().to_string();
+    let id = socket.id();
     let content = format!("User [{id}] joined.");
     let joined = json!({ "id": id, "content": content });
     socket.broadcast("user joined", joined).await
@@ -36,9 +36,7 @@ async fn user_joined(socket: Socket) -> Result<Sent, SendError> {
 
 async fn private_message(socket: Socket, message: Message) -> Result<Status, HandlerError> {
     let PrivateMessage { to, content } = message.data()?;
-    let to: SocketId = to.parse().map_err(HandlerError::new)?;
-    let from = socket.id().to_string();
-    let private = json!({ "from": from, "content": content });
+    let private = json!({ "from": socket.id(), "content": content });
     let status = socket.unisono().emit(to, "private message", private);
     Ok(status.await?)
 }

@@ -80,7 +80,8 @@ pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted
         .and_then(|handlers| handlers.handshake());
     if let Some(handler) = handler {
         let limit = shared.config.sockets.handler_timeout;
-        let handshake = handshake.clone();
+        let mut handshake = handshake.clone();
+        handshake.parameters = parameters(&rule, &room);
         let caught = AssertUnwindSafe(async { handler(handshake).await }).catch_unwind();
         let accept = match timeout(limit, caught).await {
             Ok(Ok(accept)) => accept?,
@@ -122,9 +123,16 @@ fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
             warn!(%error, "on_handshake gave a bad pattern");
             handler_failed()
         })?;
-        grant.rooms = Some(patterns);
+        grant.within = Some(patterns);
     }
     Ok(accept.context)
+}
+
+fn parameters(rule: &Rule, room: &RoomName) -> Vec<(String, String)> {
+    let parameters = rule.pattern.parameters(room.as_str()).into_iter();
+    parameters
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn handler_failed() -> Refusal {
@@ -140,15 +148,12 @@ impl Admitted {
     /// The socket for handlers, where the room has some. To be taken once.
     pub fn socket(&mut self, id: SocketId, unisono: &Unisono) -> Option<Socket> {
         self.rule.handlers.as_ref()?;
-        let parameters = self.rule.pattern.parameters(self.room.as_str()).into_iter();
         Some(Socket(Arc::new(Inner {
             session: OnceLock::new(),
             id,
             unisono: unisono.clone(),
             room: self.room.clone(),
-            parameters: parameters
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
+            parameters: parameters(&self.rule, &self.room),
             user: self.grant.user.clone(),
             peer: self.peer,
             context: std::mem::take(&mut self.context),

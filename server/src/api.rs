@@ -26,9 +26,10 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::hooks::Actions;
+use crate::seldom::Seldom;
 use crate::unisono::{Nodes, PublishError, Unisono};
 use crate::worker::Worker;
 use body::{Broadcast, Disconnect, Emit, Membership, Publish, Whom};
@@ -162,6 +163,9 @@ pub fn busy() -> Vec<u8> {
     error.body().to_string().into_bytes()
 }
 
+/// Actions that failed.
+static FAILED: Seldom = Seldom::new();
+
 /// Carries out what an application's answer asks for, in order, for as long as the answer itself might have taken.
 /// One that fails is logged, and the rest goes on.
 pub async fn carry_out(unisono: &Unisono, actions: Actions) {
@@ -180,7 +184,9 @@ pub async fn carry_out(unisono: &Unisono, actions: Actions) {
         };
         if let Err(error) = done {
             metrics::counter!("unisono_actions_failed_total").increment(1);
-            debug!(%error, "an action was not carried out");
+            if let Some(actions) = FAILED.add(Instant::now(), 1) {
+                warn!(actions, %error, "actions of the application were not carried out");
+            }
         }
     }
 }

@@ -84,6 +84,14 @@ impl App {
         Self::default()
     }
 
+    /// Whether it decides about handshakes, by cookies perhaps.
+    pub(crate) fn asks_at_handshakes(&self) -> bool {
+        let handlers = self.rooms.iter().filter_map(|rule| rule.handlers.as_ref());
+        handlers
+            .into_iter()
+            .any(|handlers| handlers.handshake().is_some())
+    }
+
     /// Adds rooms. The first whose pattern matches rules.
     #[must_use]
     pub fn room(mut self, room: Room) -> Self {
@@ -123,7 +131,8 @@ impl App {
         self
     }
 
-    /// Starts a task once the node serves. It runs on the main thread, beside others, until it ends.
+    /// Starts a task once the node serves, on every node. It runs on the main thread, beside others, until it ends;
+    /// a panic ends it, and is logged. What is to happen once in the cluster asks [`Unisono::is_eldest`] first.
     ///
     /// ```
     /// use unisono_server::{App, Unisono};
@@ -132,7 +141,9 @@ impl App {
     /// # async fn main() {
     ///
     /// let app = App::new().on_start(async |unisono: Unisono| {
-    ///     println!("node {} serves", unisono.node());
+    ///     if unisono.is_eldest().await {
+    ///         println!("node {} is the one", unisono.node());
+    ///     }
     /// });
     /// # TestNode::start(app).await;
     /// # }

@@ -1,6 +1,5 @@
 //! Who a client is and what it may do.
 
-mod fetch;
 mod hook;
 mod keys;
 mod mint;
@@ -62,6 +61,8 @@ pub struct Grant {
     pub holder: Option<UserName>,
     /// The rooms that it may be in and publish to; none for all that the rules allow.
     pub rooms: Option<Arc<[Pattern]>>,
+    /// The same, as the application inside the process says, whatever a token grants; none for all.
+    pub within: Option<Arc<[Pattern]>>,
     /// What it may do.
     pub rights: Rights,
     /// When all of this ends.
@@ -168,7 +169,12 @@ impl Auth {
                 let token = matches!(self.way, Way::Token(_)).then(|| self.token(handshake));
                 // For an event stream of its own origin a browser sends no `Origin`, but this, which no page
                 // can forge.
-                let own_page = handshake.header("sec-fetch-site") == Some("same-origin");
+                let site = handshake.header("sec-fetch-site");
+                let own_page = site == Some("same-origin");
+                if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+                    // A page may have a browser ask without saying for whom, and without seeing the answer.
+                    return forbidden("pages of other origins say which they are");
+                }
                 match token.flatten() {
                     Some((TokenPlace::Cookie, _)) if !own_page => {
                         forbidden("a token in a cookie counts only with an `Origin`")
@@ -274,11 +280,17 @@ fn forwarded(item: &str) -> Option<SocketAddr> {
 
 // === impl Grant ===
 
+fn matches(rooms: &[Pattern], room: &RoomName) -> bool {
+    rooms.iter().any(|pattern| pattern.matches(room.as_str()))
+}
+
 impl Grant {
     /// Whether the room is among those that the client was granted by name: not by the lack of a list.
     pub fn names(&self, room: &RoomName) -> bool {
-        let rooms = self.rooms.as_deref().unwrap_or_default();
-        rooms.iter().any(|pattern| pattern.matches(room.as_str()))
+        let named = |rooms: &Option<Arc<[Pattern]>>| {
+            rooms.as_deref().is_some_and(|rooms| matches(rooms, room))
+        };
+        self.admits(room) && (named(&self.rooms) || named(&self.within))
     }
 
     /// When a socket with it is closed, by the clock of this process: when it has ended, and some patience after.
@@ -290,7 +302,10 @@ impl Grant {
 
     /// Whether nothing is said against the room.
     pub fn admits(&self, room: &RoomName) -> bool {
-        self.rooms.is_none() || self.names(room)
+        [&self.rooms, &self.within]
+            .into_iter()
+            .flatten()
+            .all(|rooms| matches(rooms, room))
     }
 
     /// Reads what an object says of it. A field that is not there says nothing.
@@ -322,6 +337,7 @@ impl Grant {
             user,
             holder: None,
             rooms,
+            within: None,
             rights,
             expires_at: None,
         })
@@ -335,6 +351,7 @@ pub const NOBODY: Grant = Grant {
     user: None,
     holder: None,
     rooms: None,
+    within: None,
     rights: Rights::ALL,
     expires_at: None,
 };

@@ -18,7 +18,7 @@ use crate::server::Server;
 
 /// A WebSocket server of which any number of nodes act as one
 #[derive(Parser)]
-#[command(version, arg_required_else_help = false)]
+#[command(name = "unisono", version, arg_required_else_help = false)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -121,7 +121,13 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let open = config.rules.open() && app.rooms.is_empty();
         let alone = config.cluster.nats.is_empty();
-        let any_page = config.auth.mode == AuthMode::Hook && config.auth.origins.is_empty();
+        let auth_mode = config.auth.mode;
+        let unheard = match alone && config.hooks.url.is_empty() {
+            true => config.rules.forwarding(),
+            false => Vec::new(),
+        };
+        let any_page = (config.auth.mode == AuthMode::Hook || app.asks_at_handshakes())
+            && config.auth.origins.is_empty();
         let drain = config.drain.clone();
         let server = Server::start(config, app, listener, admin).await?;
         println!(
@@ -132,11 +138,19 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         println!("  WebSocket   ws://{address}/<room>");
         println!("  HTTP API    http://{address}/api/v1/");
         if open {
-            println!("  chat page   http://{address}/   (open it in two tabs)");
+            if auth_mode == AuthMode::None {
+                println!("  chat page   http://{address}/   (open it in two tabs)");
+            }
             warn_open(address.ip().is_loopback());
         }
         if let Some(address) = admin_address {
             println!("  metrics     http://{address}/metrics");
+        }
+        for room in unheard {
+            warn!(
+                room,
+                "client_events is `forward`, and there is no application to forward to: neither cluster.nats nor hooks.url"
+            );
         }
         if any_page {
             warn!(
@@ -205,7 +219,9 @@ fn raise_file_limit(config: &Config) {
     if limit < wanted {
         warn!(
             limit,
-            wanted, "too few open files allowed for sockets.max and sockets.connections"
+            wanted,
+            "too few open files for sockets.max and sockets.connections: raise the limit (ulimit -n, or LimitNOFILE= of \
+             systemd), or lower those"
         );
     }
 }

@@ -25,8 +25,19 @@ pub const FILE_DEFAULT: &str = "unisono.toml";
 /// `UNISONO__SECTION__KEY`.
 const ENVIRONMENT_PREFIX: &str = "UNISONO__";
 
+/// Keys whose values are URLs: of those only what comes before the path is shown.
+const URLS: [&str; 5] = [
+    "cluster.nats",
+    "auth.jwks_url",
+    "auth.hook_url",
+    "hooks.url",
+    "laravel.redis_url",
+];
+
 /// Keys whose values are not shown.
 const SECRETS: [&str; 3] = ["api.keys", "auth.secret", "hooks.secret"];
+
+const NO_SUCH_KEY: &str = "there is no such key";
 
 /// What is wrong with such a value, without the value.
 const SECRET_BAD: &str = "not the kind of value that belongs here (the value is not shown)";
@@ -265,7 +276,7 @@ pub enum LogFormat {
 }
 
 /// Where settings come from, in the order in which later wins.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// A file that must exist.
     pub file: Option<PathBuf>,
@@ -298,6 +309,20 @@ pub struct Loaded {
     pub text: String,
     /// The file that was read, if one was.
     pub file: Option<PathBuf>,
+}
+
+/// The names only: values may be secrets.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |pairs: &[(String, String)]| -> Vec<String> {
+            pairs.iter().map(|(name, _)| name.clone()).collect()
+        };
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("environment", &names(&self.environment))
+            .field("flags", &names(&self.flags))
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sources {
@@ -379,8 +404,12 @@ impl Merge {
         let read = std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
             .and_then(|text| {
-                text.parse::<Table>()
-                    .map_err(|error| error.to_string().trim_end().to_owned())
+                // Without the line itself, which may hold a secret.
+                text.parse::<Table>().map_err(|error| {
+                    let before = error.span().and_then(|span| text.get(..span.start));
+                    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+                    format!("line {line}: {}", error.message())
+                })
             });
         match read {
             Ok(table) => self.add_table(&source, "", table),
@@ -425,6 +454,10 @@ impl Merge {
         match value {
             Some(value) => self.add_value(source, key, value),
             None if SECRETS.contains(&key) => self.mistake(source, key, SECRET_BAD.to_owned()),
+            // What stands there may be a secret under a name with a slip in it.
+            None if self.reference_value(key).is_none() && !self.is_section(key) => {
+                self.mistake(source, key, NO_SUCH_KEY.to_owned());
+            }
             None => self.mistake(source, key, format!("`{text}` is not a value for this key")),
         }
     }
@@ -442,7 +475,7 @@ impl Merge {
             return self.mistake(source, key, "this is a section, not a key".to_owned());
         }
         if self.reference_value(key).is_none() {
-            return self.mistake(source, key, "there is no such key".to_owned());
+            return self.mistake(source, key, NO_SUCH_KEY.to_owned());
         }
         self.sources.insert(key.to_owned(), source.to_owned());
         self.set(key, value);
@@ -518,7 +551,8 @@ impl Merge {
                     let key = key.trim_end_matches('.');
                     let default = self.reference_value(key).cloned();
                     let source = self.source(key);
-                    let reason = match SECRETS.contains(&key) {
+                    let hidden = SECRETS.contains(&key) || URLS.contains(&key);
+                    let reason = match hidden {
                         true => SECRET_BAD.to_owned(),
                         false => error.inner().message().trim_end().to_owned(),
                     };
@@ -566,6 +600,7 @@ impl Merge {
                     Value::Array(items.iter().map(|_| Value::from("(hidden)")).collect())
                 }
                 Some(Value::String(text)) if secret && !text.is_empty() => "(hidden)".into(),
+                Some(Value::String(text)) if URLS.contains(&key.as_str()) => shown_url(text).into(),
                 Some(value) => value.clone(),
                 None => continue,
             };
@@ -587,6 +622,25 @@ impl Merge {
         }
         text
     }
+}
+
+/// A URL without what may be a secret in it: a user, a query.
+fn shown_url(text: &str) -> String {
+    let Ok(mut url) = url::Url::parse(text) else {
+        return text.to_owned();
+    };
+    let secret = !url.username().is_empty() || url.password().is_some() || url.query().is_some();
+    if !secret {
+        return text.to_owned();
+    }
+    let _ = url.set_password(None);
+    if !url.username().is_empty() {
+        let _ = url.set_username("hidden");
+    }
+    if url.query().is_some() {
+        url.set_query(Some("hidden"));
+    }
+    url.to_string()
 }
 
 impl Config {
@@ -811,6 +865,11 @@ impl Config {
             "the mode `hook` and hook_url go together",
         );
         check(
+            hooks.secret.0.is_empty() || hooks.secret.0.len() >= 16,
+            "hooks.secret",
+            "at least 16 bytes",
+        );
+        check(
             hooks.secret.0.is_empty() || !set(&hooks.secret_file),
             "hooks.secret_file",
             "choose one of secret and secret_file",
@@ -839,7 +898,7 @@ impl Config {
         }
         let redis = |url: url::Url| {
             let scheme = matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix");
-            scheme && url.password().is_none()
+            scheme && url.password().is_none() && !url.query_pairs().any(|(name, _)| name == "pass")
         };
         check(
             laravel.redis_url.is_empty() || url::Url::parse(&laravel.redis_url).is_ok_and(redis),

@@ -185,6 +185,7 @@ impl Door {
                     headers,
                     peer,
                     user: None,
+                    parameters: Vec::new(),
                 };
                 match Box::pin(admit(&self.worker.shared, handshake)).await {
                     Ok(admitted) => {

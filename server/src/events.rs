@@ -107,14 +107,15 @@ impl Events {
             told = self.publish(event.kind.word(), json.clone());
         }
         if let Some(hooks) = &self.0.hooks {
-            hooks.send(HookEvent {
+            let sent = hooks.send(HookEvent {
                 id: id.into(),
                 key: event.key(),
+                from_client: event.is_from_client(),
                 json,
                 answer: None,
             });
-            // From here on, the hooks count what they cannot deliver.
-            return Ok(());
+            // The hooks count what they cannot deliver.
+            return sent.map_err(|_| BUSY);
         }
         if self.0.cluster.alone() {
             count_lost();
@@ -133,9 +134,11 @@ impl Events {
                 let _ = self.publish(kind, json.clone());
             }
             let (sender, receiver) = oneshot::channel();
-            hooks.send(HookEvent {
+            // Without room for it, who waits gets its answer from there.
+            let _ = hooks.send(HookEvent {
                 id: id.into(),
                 key: event.key(),
+                from_client: event.is_from_client(),
                 json,
                 answer: Some(sender),
             });
@@ -230,6 +233,10 @@ impl Kind<'_> {
 }
 
 impl Event<'_> {
+    fn is_from_client(&self) -> bool {
+        matches!(self.kind, Kind::Message(_))
+    }
+
     /// Events of one key stay in order: those of one socket, or of one room.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

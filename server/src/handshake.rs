@@ -15,12 +15,21 @@ pub struct Handshake {
     pub(crate) headers: HeaderMap,
     pub(crate) peer: SocketAddr,
     pub(crate) user: Option<UserName>,
+    pub(crate) parameters: Vec<(String, String)>,
 }
 
 impl Handshake {
     /// The room that the path of the URL names, percent-decoded: `/chat-rooms/1`.
     pub fn path(&self) -> &str {
         self.room.as_str()
+    }
+
+    /// What a parameter of the room's pattern stands for.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let mut parameters = self.parameters.iter();
+        parameters
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The query of the URL, as it came, without the question mark; empty where there is none.
@@ -49,11 +58,17 @@ impl Handshake {
 
     /// A cookie, as it came: without surrounding quotes, and not decoded any further.
     pub fn cookie(&self, name: &str) -> Option<&str> {
-        self.header_all("cookie")
-            .flat_map(|header| header.split(';'))
-            .filter_map(|pair| pair.split_once('='))
-            .find(|(found, _)| found.trim() == name)
-            .map(|(_, value)| value.trim().trim_matches('"'))
+        // As bytes: what another script keeps beside it may be no text.
+        let headers = self.headers.get_all("cookie");
+        headers
+            .flat_map(|header| header.as_bytes().split(|byte| *byte == b';'))
+            .filter_map(|pair| {
+                let end = pair.iter().position(|byte| *byte == b'=')?;
+                Some((pair[..end].trim_ascii(), &pair[end + 1..]))
+            })
+            .find(|(found, _)| *found == name.as_bytes())
+            .and_then(|(_, value)| std::str::from_utf8(value).ok())
+            .map(|value| value.trim().trim_matches('"'))
     }
 
     /// Who the client is, where `[auth]` says so.

@@ -36,6 +36,8 @@ pub struct HookEvent {
     pub id: Box<str>,
     /// Events of one key stay in order.
     pub key: u64,
+    /// A client wanted it; what nobody wanted, such as the end of a socket, has room of its own.
+    pub from_client: bool,
     /// The event as a JSON object.
     pub json: Bytes,
     /// Who waits for the application's answer.
@@ -58,10 +60,19 @@ pub enum HookAnswer {
 
 /// All lanes, and what they share.
 struct Lanes {
-    lanes: Box<[mpsc::UnboundedSender<Waiting>]>,
+    lanes: Box<[Queue]>,
     places: Arc<Places>,
+    /// Of these, so many are for what clients want.
+    client_places: Arc<Places>,
     patience: Duration,
     overflows: Seldom,
+}
+
+/// What waits for one lane.
+struct Queue {
+    sender: mpsc::UnboundedSender<Waiting>,
+    /// One client fills its own lane at most.
+    client_places: Arc<Places>,
 }
 
 /// How much waits or is under way, and how much may.
@@ -78,12 +89,20 @@ struct Place {
     bytes: usize,
 }
 
+/// All the room that an event takes.
+type Room = Vec<Place>;
+
 /// An event that has a place.
 struct Waiting {
     event: HookEvent,
     since: Instant,
-    place: Place,
+    place: Room,
 }
+
+/// Too much waits already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{OVERLOADED}")]
+pub struct Overloaded;
 
 /// For the client whose event found no place.
 const OVERLOADED: &str = "too much waits for the application";
@@ -111,11 +130,21 @@ impl Hooks {
             // Unbounded, but nothing enters without a place, of which there is a number.
             let (sender, receiver) = mpsc::unbounded_channel();
             outside.spawn(Lane::new(receiver, Arc::clone(&application)).run());
-            sender
+            Queue {
+                sender,
+                client_places: Places::new(
+                    config.queue.div_ceil(config.lanes),
+                    config.queue_bytes.div_ceil(config.lanes),
+                ),
+            }
         });
         Ok(Some(Self(Arc::new(Lanes {
             lanes: lanes.collect(),
             places: Places::new(config.queue, config.queue_bytes),
+            client_places: Places::new(
+                config.queue - config.queue / 4,
+                config.queue_bytes - config.queue_bytes / 4,
+            ),
             patience: config.retry_for + config.timeout,
             overflows: Seldom::default(),
         }))))
@@ -134,21 +163,38 @@ impl Hooks {
 
     /// Queues an event. Never waits: without room for it the event is dropped, and who waits for an answer
     /// gets one.
-    pub fn send(&self, event: HookEvent) {
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn send(&self, event: HookEvent) -> Result<(), Overloaded> {
         let lanes = &*self.0;
-        let Some(place) = lanes.places.take(event.json.len()) else {
-            return lanes.overflow(event);
-        };
         let nth = event.key % lanes.lanes.len() as u64;
+        let queue = &lanes.lanes[nth as usize];
+        let bytes = event.json.len();
+        let room = if event.from_client {
+            [&lanes.places, &lanes.client_places, &queue.client_places]
+                .into_iter()
+                .map(|places| places.take(bytes))
+                .collect::<Option<Room>>()
+        } else {
+            lanes.places.take(bytes).map(|place| vec![place])
+        };
+        let Some(place) = room else {
+            lanes.overflow(event);
+            return Err(Overloaded);
+        };
         let waiting = Waiting {
             event,
             since: Instant::now(),
             place,
         };
-        if let Err(mpsc::error::SendError(waiting)) = lanes.lanes[nth as usize].send(waiting) {
+        if let Err(mpsc::error::SendError(waiting)) = queue.sender.send(waiting) {
             // The lanes end with the process only.
             waiting.answer(HookAnswer::Unavailable(OVERLOADED));
+            return Err(Overloaded);
         }
+        Ok(())
     }
 }
 
@@ -358,6 +404,7 @@ mod tests {
         HookEvent {
             id: id.into(),
             key,
+            from_client: false,
             json: format!("{{\"n\":{id}}}").into(),
             answer: None,
         }
@@ -375,7 +422,7 @@ mod tests {
 
     fn send_waiting(hooks: &Hooks, id: &str) -> oneshot::Receiver<HookAnswer> {
         let (event, answer) = event_waiting(id, 0);
-        hooks.send(event);
+        let _ = hooks.send(event);
         answer
     }
 
@@ -395,7 +442,7 @@ mod tests {
             batch: 3,
             ..config(&endpoint.url)
         });
-        hooks.send(event("0", 7));
+        let _ = hooks.send(event("0", 7));
         let first = endpoint.next().await;
         assert_eq!(first.events(), [0]);
         assert_eq!(first.line, "POST /events?of=1 HTTP/1.1");
@@ -403,7 +450,7 @@ mod tests {
         let agent = concat!("unisono/", env!("CARGO_PKG_VERSION"));
         assert_eq!(first.headers["user-agent"], agent);
         for id in ["1", "2", "3", "4", "5"] {
-            hooks.send(event(id, 7));
+            let _ = hooks.send(event(id, 7));
         }
         first.answer("204 No Content", "");
         let second = endpoint.next().await;
@@ -420,12 +467,12 @@ mod tests {
             json: format!("{{\"n\":{id},\"text\":\"{}\"}}", "x".repeat(bytes)).into(),
             ..event(id, 0)
         };
-        hooks.send(event("0", 0));
+        let _ = hooks.send(event("0", 0));
         let first = endpoint.next().await;
-        hooks.send(large("1", 600 << 10));
-        hooks.send(large("2", 400 << 10));
-        hooks.send(large("3", 2 << 20));
-        hooks.send(event("4", 0));
+        let _ = hooks.send(large("1", 600 << 10));
+        let _ = hooks.send(large("2", 400 << 10));
+        let _ = hooks.send(large("3", 2 << 20));
+        let _ = hooks.send(event("4", 0));
         first.answer("200 OK", "");
         for events in [&[1, 2][..], &[3], &[4]] {
             let request = endpoint.next().await;
@@ -441,11 +488,11 @@ mod tests {
             lanes: 2,
             ..config(&endpoint.url)
         });
-        hooks.send(event("0", 0));
+        let _ = hooks.send(event("0", 0));
         let stuck = endpoint.next().await;
-        hooks.send(event("2", 2));
+        let _ = hooks.send(event("2", 2));
         for id in ["1", "3"] {
-            hooks.send(event(id, id.parse().unwrap()));
+            let _ = hooks.send(event(id, id.parse().unwrap()));
             let request = endpoint.next().await;
             assert_eq!(request.events(), [id.parse::<u64>().unwrap()]);
             request.answer("200 OK", "");
@@ -459,7 +506,7 @@ mod tests {
         let mut endpoint = Endpoint::start().await;
         let hooks = start(&config(&endpoint.url));
         let answer = send_waiting(&hooks, "0");
-        hooks.send(event("1", 0));
+        let _ = hooks.send(event("1", 0));
         let mut id = None;
         for status in [
             "500 No",
@@ -487,7 +534,7 @@ mod tests {
             }
         }
         assert_eq!(answer.await.unwrap(), ack("\"at last\""));
-        hooks.send(event("2", 0));
+        let _ = hooks.send(event("2", 0));
         let next = endpoint.next().await;
         assert_eq!(next.events(), [2]);
         assert_ne!(Some(next.id()), id);
@@ -503,7 +550,7 @@ mod tests {
             let refused = "the application refused the request";
             assert_eq!(answer.await.unwrap(), HookAnswer::Unavailable(refused));
         }
-        hooks.send(event("1", 0));
+        let _ = hooks.send(event("1", 0));
         assert_eq!(endpoint.next().await.events(), [1]);
     }
 
@@ -557,7 +604,7 @@ mod tests {
             }
             assert_eq!(answer.await.unwrap(), nonsense, "{nth}");
         }
-        hooks.send(event("1", 0));
+        let _ = hooks.send(event("1", 0));
         assert_eq!(endpoint.next().await.events(), [1]);
     }
 
@@ -593,7 +640,7 @@ mod tests {
         assert_eq!(second.await.unwrap(), failed);
         assert_eq!(third.await.unwrap(), HookAnswer::Ack(None));
 
-        hooks.send(event("3", 0));
+        let _ = hooks.send(event("3", 0));
         let many: Vec<_> = (0..1001).map(|n| json!({"emit": n})).collect();
         endpoint.next().await.ok(&json!({"actions": many}));
         let (acted, _) = acts.recv().await.unwrap();
@@ -620,7 +667,7 @@ mod tests {
 
         let (event, mut large) = event_waiting("3", 0);
         let json = Bytes::from_static(b"{\"n\":3,\"text\":\"xxxxxxxxx\"}");
-        hooks.send(HookEvent { json, ..event });
+        let _ = hooks.send(HookEvent { json, ..event });
         assert_eq!(large.try_recv(), Ok(overloaded), "27 bytes and 7");
         let fourth = send_waiting(&hooks, "4");
         for (id, answer) in [(1, second), (4, fourth)] {
@@ -644,7 +691,7 @@ mod tests {
         for reply in ["500 No", "200 OK", "404 No"] {
             let answer = send_waiting(&hooks, "0");
             let request = endpoint.next().await;
-            hooks.send(event("1", 0));
+            let _ = hooks.send(event("1", 0));
             request.answer(reply, "nonsense");
             if reply == "500 No" {
                 endpoint.next().await.answer("200 OK", "");

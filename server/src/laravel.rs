@@ -147,16 +147,16 @@ impl<D: FnMut(Broadcast), G: FnMut()> Listener<D, G> {
     async fn run(mut self) {
         let _vital = Vital("laravel");
         let mut attempts = 0;
-        let mut first = true;
+        // Redis may have been there for others before it was for this node.
+        let mut missed = false;
         loop {
             let reason = match self.redis.subscribe().await {
                 Err(reason) => reason,
                 Ok(subscription) => {
                     self.connected();
-                    if !first {
+                    if missed {
                         (self.gap)();
                     }
-                    first = false;
                     let since = Instant::now();
                     let reason = self.follow(subscription).await;
                     // A server that lets the node in only to throw it out is not asked at once again.
@@ -166,6 +166,7 @@ impl<D: FnMut(Broadcast), G: FnMut()> Listener<D, G> {
                     reason
                 }
             };
+            missed = true;
             self.went_away(&reason);
             sleep(full_jitter(attempts)).await;
             attempts += 1;

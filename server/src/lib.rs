@@ -1,10 +1,29 @@
-//! The sockets: a WebSocket server of which any number of nodes act as one.
+//! A WebSocket server of which any number of nodes act as one, as a library: your application inside.
+//!
+//! ```no_run
+//! use unisono_server::{App, HandlerError, Message, Room, Socket, SocketId, Status};
+//!
+//! /// What it returns becomes the client's ack.
+//! async fn private_message(socket: Socket, message: Message) -> Result<Status, HandlerError> {
+//!     let to: SocketId = message.get("to", String::new()).parse().map_err(HandlerError::new)?;
+//!     Ok(socket.unisono().emit(to, "private message", message.value()).await?)
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let room = Room::new("/chat-rooms/{id}").on("private message", private_message);
+//!     unisono_server::run(App::new().room(room))
+//! }
+//! ```
+//!
+//! [`App`] and [`Room`] say what an application is made of, [`Socket`] and [`Message`] are what handlers get,
+//! [`Unisono`] is the cluster, for routes and tasks outside of handlers, and `testing` (a feature) a node and clients
+//! for tests.
+//!
+//! # Inside
 //!
 //! A connection comes through the `door`, becomes a `session`, which is a member of `room`s and known to
 //! the `registry` of its worker thread. Publications pass through the one `node` actor. Everything else
 //! speaks to the node through the handle [`Unisono`].
-//!
-//! An application written in Rust is an [`App`]: see there.
 
 pub mod config;
 pub mod rules;
@@ -33,6 +52,7 @@ mod node;
 mod ask;
 mod delivery;
 mod events;
+mod fetch;
 mod hooks;
 mod laravel;
 mod outside;

@@ -1,6 +1,7 @@
 //! What clients may do, by room: patterns and the rules under them. Pure.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use proto::RoomName;
@@ -15,7 +16,7 @@ use crate::auth::Grant;
 pub struct Rules {
     rules: Arc<[Arc<Rule>]>,
     open: bool,
-    guard_private: bool,
+    guard_private: Option<Guard>,
 }
 
 /// The rule of the rooms that match a pattern.
@@ -159,6 +160,9 @@ pub enum PatternError {
     /// Nothing can come after the rest.
     #[error("`{{name...}}` is the last segment")]
     RestInside,
+    /// As other programs write patterns.
+    #[error("a segment that stands for any other is `{{name}}`, and `{{name...}}` for the rest")]
+    Foreign,
     /// Each name once.
     #[error("a parameter is named twice")]
     Twice,
@@ -172,7 +176,7 @@ impl Rules {
         Self {
             rules: rules.into_iter().map(Arc::new).collect(),
             open,
-            guard_private: false,
+            guard_private: None,
         }
     }
 
@@ -190,14 +194,13 @@ impl Rules {
 
     /// From now on, rooms of Laravel's private and presence channels are for those only whose grant names
     /// them, whatever their rule says.
-    pub fn guard_private(&mut self) {
-        self.guard_private = true;
+    pub fn guard_private(&mut self, guard: Guard) {
+        self.guard_private = Some(guard);
     }
 
     /// Whether a client may be in a room.
     pub fn may_enter(&self, rule: &Rule, room: &RoomName, grant: &Grant) -> Result<(), Denied> {
-        let private = |prefix| room.as_str().starts_with(prefix);
-        let guarded = self.guard_private && PRIVATE_PREFIXES.iter().any(private);
+        let guarded = self.guard_private.is_some_and(|guard| guard.guards(room));
         let who = if guarded { Who::Granted } else { rule.who };
         match who {
             Who::Users if grant.user.is_none() => {
@@ -216,8 +219,11 @@ impl Rules {
 
     /// Whether a client may `unisono:join`.
     pub fn may_join(&self, rule: &Rule, room: &RoomName, grant: &Grant) -> Result<(), Denied> {
-        if !rule.join.by_client() || !grant.rights.join {
+        if !rule.join.by_client() {
             return Err((ErrorCode::Forbidden, "clients may not join this room"));
+        }
+        if !grant.rights.join {
+            return Err((ErrorCode::Forbidden, "this client may not join rooms"));
         }
         self.may_enter(rule, room, grant)
     }
@@ -249,6 +255,13 @@ impl Rules {
         self.open
     }
 
+    /// The patterns of rooms whose clients' events go to an application outside.
+    pub fn forwarding(&self) -> Vec<String> {
+        let forwards = |rule: &&Arc<Rule>| rule.client_events == ClientEvents::Forward;
+        let rules = self.rules.iter().filter(forwards);
+        rules.map(|rule| rule.pattern.to_string()).collect()
+    }
+
     /// Whether an application has handlers for any rooms.
     pub fn has_handlers(&self) -> bool {
         self.rules.iter().any(|rule| rule.handlers.is_some())
@@ -259,6 +272,24 @@ impl Rules {
         self.rules
             .iter()
             .find(|rule| rule.pattern.matches(room.as_str()))
+    }
+}
+
+/// Which rooms are those of Laravel's private and presence channels.
+#[derive(Clone, Copy, Debug)]
+pub enum Guard {
+    /// Those that begin as such: what Laravel puts before all channels is known, and taken away.
+    Prefixed,
+    /// Those that have it anywhere in their name.
+    Anywhere,
+}
+
+impl Guard {
+    fn guards(self, room: &RoomName) -> bool {
+        PRIVATE_PREFIXES.iter().any(|prefix| match self {
+            Self::Prefixed => room.as_str().starts_with(prefix),
+            Self::Anywhere => room.as_str().contains(prefix),
+        })
     }
 }
 
@@ -281,8 +312,14 @@ impl Rule {
     /// Whether a client may `unisono:emit`.
     pub fn may_emit(&self, grant: &Grant) -> Result<(), Denied> {
         let may = self.emit && grant.rights.emit;
-        may.then_some(())
-            .ok_or((ErrorCode::Forbidden, "clients may not emit here"))
+        may.then_some(()).ok_or((
+            ErrorCode::Forbidden,
+            if self.emit {
+                "this client may not emit"
+            } else {
+                "clients may not emit here"
+            },
+        ))
     }
 
     /// Whether a client may send events of its own, to whomever they go.
@@ -362,6 +399,9 @@ impl Pattern {
                 if segment.contains(['{', '}']) {
                     return Err(PatternError::Braces);
                 }
+                if segment.starts_with(':') || matches!(segment, "*" | "**") {
+                    return Err(PatternError::Foreign);
+                }
                 segments.push(Segment::Text(segment.to_owned()));
                 continue;
             };
@@ -414,6 +454,18 @@ impl Pattern {
             found.push((&**name, rest.join("/")));
         }
         found
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let segments = self.segments.iter().map(|segment| match segment {
+            Segment::Text(text) => text.clone(),
+            Segment::Any(name) => format!("{{{name}}}"),
+        });
+        let rest = self.rest.as_ref().map(|name| format!("{{{name}...}}"));
+        let all: Vec<_> = segments.chain(rest).collect();
+        f.write_str(&all.join("/"))
     }
 }
 
@@ -481,6 +533,8 @@ mod tests {
             ("/{a", PatternError::Braces),
             ("/{a...}/b", PatternError::RestInside),
             ("/{a}/{a}", PatternError::Twice),
+            ("/chat/:id", PatternError::Foreign),
+            ("/chat/*", PatternError::Foreign),
         ] {
             assert_eq!(Pattern::parse(pattern), Err(error), "{pattern}");
         }
@@ -548,8 +602,20 @@ mod tests {
         let mut rules = Rules::new(Vec::new());
         let private = RoomName::parse("private-chat.1").unwrap();
         assert!(rules.may_enter(&Rule::open(), &private, &nobody).is_ok());
-        rules.guard_private();
+        rules.guard_private(Guard::Prefixed);
         assert!(rules.may_enter(&Rule::open(), &private, &known).is_err());
+        let unknown_prefix = RoomName::parse("laravel-database-private-chat.1").unwrap();
+        assert!(
+            rules
+                .may_enter(&Rule::open(), &unknown_prefix, &known)
+                .is_ok()
+        );
+        rules.guard_private(Guard::Anywhere);
+        assert!(
+            rules
+                .may_enter(&Rule::open(), &unknown_prefix, &known)
+                .is_err()
+        );
         let mute = Grant {
             rights: crate::auth::Rights {
                 join: false,

@@ -18,6 +18,14 @@ struct State {
 const INTERVAL: Duration = Duration::from_secs(10);
 
 impl Seldom {
+    /// Nothing so far.
+    pub const fn new() -> Self {
+        Self(Mutex::new(State {
+            said_at: None,
+            held_back: 0,
+        }))
+    }
+
     /// So many more; a number when it is time for a line.
     pub fn add(&self, now: Instant, more: usize) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use actix::{AsyncContext, Context};
 use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
+use futures_util::FutureExt;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
@@ -29,6 +31,7 @@ use crate::laravel::{self, Broadcast};
 use crate::node::{DrainAll, Node};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
+use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
 use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
@@ -81,7 +84,12 @@ impl Server {
             config.rules = config.rules.after(app.rooms);
         }
         if !config.laravel.redis_url.is_empty() {
-            config.rules.guard_private();
+            config
+                .rules
+                .guard_private(match config.laravel.prefix.as_str() {
+                    "" => Guard::Anywhere,
+                    _ => Guard::Prefixed,
+                });
         }
         let outside = outside::start()?;
         // There once the node is, which nobody can act upon before.
@@ -190,7 +198,12 @@ impl Server {
         }
         listen_to_laravel(&unisono, &outside)?;
         for task in app.tasks {
-            actix_rt::spawn(task(unisono.clone()));
+            let running = AssertUnwindSafe(task(unisono.clone())).catch_unwind();
+            actix_rt::spawn(async move {
+                if running.await.is_err() {
+                    error!("a task of the application panicked, and has ended");
+                }
+            });
         }
         Ok(Self { unisono })
     }

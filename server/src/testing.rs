@@ -5,7 +5,7 @@
 //! use unisono_server::testing::TestNode;
 //! use unisono_server::{App, Message, Room, Socket};
 //!
-//! #[actix_rt::main]
+//! #[actix_web::main]
 //! async fn main() {
 //!     let room = Room::new("/").on("double", async |_: Socket, message: Message| {
 //!         message.get("n", 0) * 2
@@ -35,6 +35,7 @@ use crate::app::App;
 use crate::config::Sources;
 use crate::server::Server;
 use crate::unisono::Unisono;
+use crate::vital;
 use proto::SocketId;
 
 /// A node that serves an application on a free port, alone, for as long as the process lives.
@@ -58,13 +59,23 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 impl TestNode {
     /// Starts a node with the default configuration. To be called in an actix system, as
-    /// `#[actix_rt::test]` makes one.
+    /// `#[actix_web::test]` makes one.
     pub async fn start(app: App) -> Self {
         Self::start_with(app, &[]).await
     }
 
     /// As [`TestNode::start`], with settings, as `("sockets.max", "5")`.
     pub async fn start_with(app: App, settings: &[(&str, &str)]) -> Self {
+        assert!(
+            actix_rt::System::try_current().is_some(),
+            "a node runs in an actix system: use `#[actix_web::test]`"
+        );
+        vital::disarm();
+        // Where the test has no log of its own: why a handler failed is told there, and only there.
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_test_writer()
+            .try_init();
         let mut flags = vec![("workers".to_owned(), "1".to_owned())];
         let text = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         flags.extend(settings.iter().map(text));
@@ -132,9 +143,16 @@ impl TestNode {
 
     /// The status of an HTTP GET.
     pub async fn get(&self, path: &str) -> u16 {
+        self.http("GET", path, "").await.0
+    }
+
+    /// Status and body of an HTTP request; a body that is sent is JSON.
+    pub async fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-            self.address
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len(),
         );
         let asked = async {
             let mut stream = TcpStream::connect(self.address).await?;
@@ -148,7 +166,8 @@ impl TestNode {
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok());
-        status.expect("the answer is HTTP")
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        (status.expect("the answer is HTTP"), body.to_owned())
     }
 
     fn request(&self, path: &str, header: &'static str, value: &str) -> Request {
@@ -184,14 +203,33 @@ impl TestClient {
         sent.expect("the connection is there");
     }
 
-    /// Sends an event and waits for its answer: the data of the ack, or of the error.
+    /// Sends an event and waits for the data of its ack.
     pub async fn ask(&mut self, event: &str, data: impl Serialize) -> Value {
+        let mut answer = self.answer(event, data).await;
+        assert_eq!(
+            answer["event"], "unisono:ack",
+            "{event} is answered: {answer}"
+        );
+        answer["data"].take()
+    }
+
+    /// Sends an event and waits for the error that answers it: an object with `code` and `message`.
+    pub async fn ask_error(&mut self, event: &str, data: impl Serialize) -> Value {
+        let mut answer = self.answer(event, data).await;
+        assert_eq!(
+            answer["event"], "unisono:error",
+            "{event} is answered: {answer}"
+        );
+        answer["data"].take()
+    }
+
+    async fn answer(&mut self, event: &str, data: impl Serialize) -> Value {
         let message = json!({ "event": event, "data": data, "id": "ask" });
         self.send_text(&message.to_string()).await;
         loop {
-            let mut answer = self.next().await;
+            let answer = self.next().await;
             if answer["id"] == "ask" {
-                return answer["data"].take();
+                return answer;
             }
         }
     }

@@ -71,6 +71,17 @@ impl Unisono {
         self.shared.node
     }
 
+    /// Whether this node has been up for longer than all others that are up: a way to choose one for what is to happen
+    /// once in the cluster. While nodes cannot hear each other, more than one may think so.
+    pub async fn is_eldest(&self) -> bool {
+        let mine = (self.shared.started_at_ms, self.shared.node);
+        let peers = self.shared.cluster.peers().await;
+        let mut ages = peers
+            .iter()
+            .map(|peer| (peer.heartbeat.started_at_ms, peer.id));
+        ages.all(|age| mine < age)
+    }
+
     /// Whether who comes by that path is greeted.
     #[cfg(feature = "testing")]
     pub(crate) fn greets(&self, path: &str) -> bool {

@@ -19,7 +19,7 @@ async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
     received.expect("soon").expect("the sender lives")
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn messages_of_one_socket_are_handled_in_their_order() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
@@ -41,7 +41,7 @@ async fn messages_of_one_socket_are_handled_in_their_order() {
     assert_eq!(*seen.lock().expect("no panic"), Vec::from_iter(0..50));
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn a_slow_handler_holds_back_its_own_socket_only() {
     let go = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&go);
@@ -75,7 +75,7 @@ async fn a_slow_handler_holds_back_its_own_socket_only() {
     );
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn a_handler_that_fails_costs_its_message_only() {
     let room = Room::new("/")
         .on("panics", async |_: Socket, message: Message| {
@@ -103,18 +103,18 @@ async fn a_handler_that_fails_costs_its_message_only() {
         ("breaks", "the handler failed"),
     ] {
         let expected = json!({"code": "handler_failed", "message": message, "event": event});
-        assert_eq!(client.ask(event, ()).await, expected);
+        assert_eq!(client.ask_error(event, ()).await, expected);
         // Without an id as well.
         client.send(event, ()).await;
         assert_eq!(client.event("unisono:error").await, expected);
         assert_eq!(client.ask("works", ()).await, json!({ "fine": true }));
     }
-    let unknown = client.ask("no such event", ()).await;
+    let unknown = client.ask_error("no such event", ()).await;
     assert_eq!(unknown["code"], "unknown_event");
     assert_eq!(client.ask("works", ()).await, json!({ "fine": true }));
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn the_context_lives_from_the_handshake_to_the_end() {
     struct Name(String);
     struct Count(AtomicUsize);
@@ -184,7 +184,7 @@ async fn the_context_lives_from_the_handshake_to_the_end() {
     );
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn the_end_is_handled_after_the_last_message() {
     let go = Arc::new(Notify::new());
     let gate = Arc::clone(&go);
@@ -212,7 +212,7 @@ async fn the_end_is_handled_after_the_last_message() {
     assert_eq!(next(&mut order).await, "closed");
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn a_handshake_that_is_not_decided_is_refused() {
     let room = Room::new("/")
         .on_handshake(async |_: Handshake| std::future::pending::<Result<Accept, Refuse>>().await);
@@ -235,7 +235,7 @@ async fn a_handshake_that_is_not_decided_is_refused() {
     );
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn what_a_handler_sends_comes_before_its_ack() {
     let room = Room::new("/").on("burst", async |socket: Socket, _: Message| {
         for n in 0..20 {
@@ -253,7 +253,7 @@ async fn what_a_handler_sends_comes_before_its_ack() {
     assert_eq!(ack, json!({"event": "unisono:ack", "id": "last"}));
 }
 
-#[actix_rt::test]
+#[actix_web::test]
 async fn rooms_of_the_configuration_come_after_the_applications() {
     let room = Room::new("/mine").on("x", async |_: Socket, _: Message| "handled");
     let node = TestNode::start(App::new().room(room)).await;
@@ -265,7 +265,9 @@ async fn rooms_of_the_configuration_come_after_the_applications() {
     let mut client = node.connect("/mine").await;
     assert_eq!(client.ask("x", ()).await, "handled");
     assert_eq!(
-        client.ask("unisono:join", json!({"room": "/other"})).await["code"],
+        client
+            .ask_error("unisono:join", json!({"room": "/other"}))
+            .await["code"],
         "bad_room"
     );
     assert_eq!(client.ask("unisono:ping", 5).await, 5);

@@ -98,7 +98,7 @@ async fn private_messages_to_nobody_are_told_so() {
     let refusal = a.request("private message", nonsense).await;
     let refusal = refusal.expect_err("the id is none");
     assert_eq!(refusal.code, "handler_failed");
-    let expected = "a socket id is a lower-case, hyphenated UUID of version 8";
+    let expected = "in `data`: to: a socket id is a lower-case, hyphenated UUID of version 8";
     assert_eq!(refusal.message, expected);
 
     let refusal = a.request("private message", json!({"to": gone})).await;

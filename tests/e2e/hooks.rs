@@ -338,7 +338,7 @@ async fn a_silent_endpoint_holds_up_no_socket() {
 #[tokio::test]
 async fn what_finds_no_room_is_dropped_told_and_counted() {
     let endpoint = Endpoint::start(|request| ack_all(request, &json!({}))).await;
-    let sandbox = sandbox(&endpoint.url(), "queue = 2\n").await;
+    let sandbox = sandbox(&endpoint.url(), "queue = 2\nlanes = 1\n").await;
     let mut client = sandbox.client(0, "/asked/1").await;
     endpoint.hold();
 

@@ -1,6 +1,6 @@
 //! The loop of a node's side of the bus, and its state.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,6 +24,15 @@ use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects
 
 /// Questions to the server that are remembered while it is silent; then the link is away.
 const LIVENESS_MAX: usize = 16;
+
+/// By how much one node may hear of a change later than another.
+const SAID_AFTER: Duration = Duration::from_millis(300);
+
+/// Most turns that are kept in case the node that speaks is dead.
+const UNSAID_MAX: usize = 10_000;
+
+/// Nodes that may come back from the dead, of which the rooms are remembered.
+const RETRACTABLE_MAX: usize = 16;
 
 /// Rooms in one message of a snapshot: of the longest names, far below what a bus takes.
 const SNAPSHOT_ROOMS_MAX: usize = 1_000;
@@ -61,6 +70,16 @@ pub(super) struct Core<B> {
     /// for them.
     pub(super) silent: HashSet<NodeId>,
     pub(super) occupancy: Occupancy,
+    /// Since when this node may speak for others, or will.
+    pub(super) settled_at: Option<Instant>,
+    /// What the node that speaks should have said.
+    pub(super) unsaid: VecDeque<(Instant, Turn)>,
+    /// Rooms that this node said were vacated, because their node seemed to be dead.
+    pub(super) retractable: VecDeque<(NodeId, HashSet<RoomName>)>,
+    /// Peers of which another node has said meanwhile what was new.
+    pub(super) spoken_for: HashSet<NodeId>,
+    pub(super) ticked_at: Instant,
+    pub(super) left_at: Option<Instant>,
     /// Somebody has missed some of this node's rooms.
     pub(super) snapshot_wanted: bool,
 }
@@ -215,7 +234,7 @@ impl<B: Bus> Core<B> {
         };
         // When it does not get there, the next heartbeats show that something is missing.
         self.tell_rooms(envelope::Occupancy { version, rooms });
-        self.turn(turn).await;
+        self.turn(node, turn).await;
     }
 
     /// Tells the other nodes of this one's rooms.
@@ -271,20 +290,80 @@ impl<B: Bus> Core<B> {
         Vec::from_iter(turn)
     }
 
-    /// The node that has been up for longest says what has become of rooms.
-    async fn turn(&self, turns: impl IntoIterator<Item = Turn>) {
-        let mine = (self.config.started_at_ms, self.config.node);
-        let age = |peer: &Peer| (peer.heartbeat.started_at_ms, peer.id);
-        if self.membership.peers().any(|peer| age(peer) < mine) {
+    /// The node that has been up for longest says what has become of rooms. What it says the others do not; but
+    /// as it may be dead already, they keep what it should have said since it was last heard.
+    async fn turn(&mut self, cause: NodeId, turns: impl IntoIterator<Item = Turn>) {
+        let now = Instant::now();
+        if self.speaks(now) {
+            for turn in turns {
+                self.say(turn).await;
+            }
             return;
         }
-        for turn in turns {
-            self.emit(match turn {
-                Turn::Occupied(room) => Event::Occupied(room),
-                Turn::Vacated(room) => Event::Vacated(room),
-            })
-            .await;
+        if self.elder() == Some(cause) {
+            // Of its own rooms it speaks before it tells anybody.
+            return;
         }
+        self.unsaid
+            .extend(turns.into_iter().map(|turn| (now, turn)));
+        let surplus = self.unsaid.len().saturating_sub(UNSAID_MAX);
+        self.unsaid.drain(..surplus);
+    }
+
+    async fn say(&self, turn: Turn) {
+        self.emit(match turn {
+            Turn::Occupied(room) => Event::Occupied(room),
+            Turn::Vacated(room) => Event::Vacated(room),
+        })
+        .await;
+    }
+
+    /// Whether it is for this node to speak. Not before it has had the time to hear of older ones.
+    fn speaks(&self, now: Instant) -> bool {
+        let settled = self.settled_at.is_some_and(|at| at <= now) || self.config.alone;
+        settled && self.elder().is_none()
+    }
+
+    /// The node that has been up for longest, where that is another.
+    fn elder(&self) -> Option<NodeId> {
+        let age = |peer: &&Peer| (peer.heartbeat.started_at_ms, peer.id);
+        let eldest = self.membership.peers().min_by_key(age)?;
+        let mine = (self.config.started_at_ms, self.config.node);
+        (age(&eldest) < mine).then_some(eldest.id)
+    }
+
+    /// All rooms of a node that is gone are vacated there.
+    async fn forget_rooms(&mut self, peer: NodeId) {
+        let turns = self.occupancy.forget(peer);
+        if turns.is_empty() {
+            return;
+        }
+        if self.speaks(Instant::now()) {
+            let rooms = turns.iter().map(|turn| turn.room().clone()).collect();
+            self.retractable.push_back((peer, rooms));
+            if self.retractable.len() > RETRACTABLE_MAX {
+                self.retractable.pop_front();
+            }
+        }
+        self.turn(peer, turns).await;
+    }
+
+    /// A node is back of which this one has said that its rooms are vacated: it is the one to say that they are
+    /// not, whoever speaks by now.
+    async fn retract(&mut self, peer: NodeId, turns: Vec<Turn>) -> Vec<Turn> {
+        let Some(nth) = self.retractable.iter().position(|(node, _)| *node == peer) else {
+            return turns;
+        };
+        let Some((_, rooms)) = self.retractable.remove(nth) else {
+            return turns;
+        };
+        let (back, others): (Vec<_>, Vec<_>) = turns
+            .into_iter()
+            .partition(|turn| matches!(turn, Turn::Occupied(room) if rooms.contains(room)));
+        for turn in back {
+            self.say(turn).await;
+        }
+        others
     }
 
     async fn on_input(&mut self, input: Input) {
@@ -300,14 +379,29 @@ impl<B: Bus> Core<B> {
                     // Let it know of this one without the wait for the next turn.
                     self.send_heartbeat();
                 }
+                if self.elder() == Some(peer) {
+                    // It lives, and has said what there was to say a while ago.
+                    let said = now - SAID_AFTER;
+                    self.unsaid.retain(|(at, _)| *at > said);
+                }
+                if latest == self.occupancy.version(peer) {
+                    self.spoken_for.remove(&peer);
+                }
                 if self.occupancy.heard(peer, latest) {
                     self.ask_for_rooms(peer);
                 }
             }
             Input::Goodbye(peer) => self.down(peer, "said goodbye").await,
             Input::Occupancy(peer, occupancy) => {
-                let turns = self.on_occupancy(peer, occupancy);
-                self.turn(turns).await;
+                let whole = is_whole(&occupancy);
+                let mut turns = self.on_occupancy(peer, occupancy);
+                if whole {
+                    turns = self.retract(peer, turns).await;
+                    if self.spoken_for.remove(&peer) {
+                        turns.clear();
+                    }
+                }
+                self.turn(peer, turns).await;
             }
             Input::OccupancyWanted => self.snapshot_wanted = true,
             Input::Answer(number, from, answer) => match self.probes.get(&number) {
@@ -340,17 +434,33 @@ impl<B: Bus> Core<B> {
         self.silent.remove(&peer);
         if self.membership.down(peer) {
             info!(node = %peer, why, "node down");
-            let turns = self.occupancy.forget(peer);
-            self.turn(turns).await;
+            self.forget_rooms(peer).await;
+        }
+    }
+
+    /// This node was deaf for so long. When others took it for dead meanwhile, one of them spoke, and what is new to
+    /// this one has been said.
+    fn was_deaf(&mut self, deaf: Duration) {
+        if deaf >= self.config.node_timeout {
+            self.spoken_for = self.membership.ids().collect();
         }
     }
 
     async fn on_tick(&mut self) {
         let now = Instant::now();
+        let stopped = now - std::mem::replace(&mut self.ticked_at, now);
+        if stopped > self.config.heartbeat_interval {
+            // It was this process that stood still, and not the others that were silent.
+            self.membership.forgive(now);
+            self.was_deaf(stopped);
+        }
         let status = self.bus.status();
         match self.link.look(status, now) {
             Change::None => {}
             Change::Returned => {
+                if let Some(left_at) = self.left_at.take() {
+                    self.was_deaf(now - left_at);
+                }
                 self.payload_max
                     .store(self.bus.payload_max(), Ordering::Relaxed);
                 self.membership.forgive(now);
@@ -363,6 +473,7 @@ impl<B: Bus> Core<B> {
             }
             Change::Left => {
                 warn!("the bus is away");
+                self.left_at = Some(now);
                 self.proving_link = false;
                 lock(&self.missed).lose_unsure();
                 if status.connected {
@@ -396,13 +507,19 @@ impl<B: Bus> Core<B> {
                 info!(node = %peer, "node down: silent for too long");
                 self.silent.remove(&peer);
                 self.interest.peer_answered(peer);
-                let turns = self.occupancy.forget(peer);
-                self.turn(turns).await;
+                self.forget_rooms(peer).await;
             }
             if self.snapshot_wanted {
                 self.tell_all_rooms();
             }
+            let settled_at = now + 2 * self.config.heartbeat_interval;
+            self.settled_at.get_or_insert(settled_at);
             self.tell_missed();
+        }
+        if self.speaks(now) {
+            for (_, turn) in std::mem::take(&mut self.unsaid) {
+                self.say(turn).await;
+            }
         }
         for room in self.interest.expire(now) {
             let _ = self.rooms.send(RoomOp::Unsubscribe(room));
@@ -535,4 +652,9 @@ impl<B: Bus> Core<B> {
     async fn emit(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// Whether it is all of a node's rooms, or the last part of them.
+fn is_whole(occupancy: &envelope::Occupancy) -> bool {
+    matches!(occupancy.rooms, OccupiedRooms::Snapshot { more: false, .. })
 }

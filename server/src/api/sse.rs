@@ -66,6 +66,7 @@ async fn stream(request: HttpRequest) -> HttpResponse {
         headers: request.headers().clone(),
         peer,
         user: None,
+        parameters: Vec::new(),
     };
     let admitted = match admit(&worker.shared, handshake).await {
         Ok(admitted) => admitted,

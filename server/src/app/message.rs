@@ -26,17 +26,18 @@ use serde_json::value::RawValue;
 ///     text: String,
 /// }
 ///
-/// let room = Room::new("/").on("say", async |_: Socket, message: Message| {
+/// async fn say(_: Socket, message: Message) -> Result<String, HandlerError> {
 ///     let say: Say = message.data()?;
 ///     let color = message.get("style.color", "black".to_owned());
-///     Ok::<_, HandlerError>(format!("{} in {color}", say.text))
-/// });
+///     Ok(format!("{} in {color}", say.text))
+/// }
+/// let room = Room::new("/").on("say", say);
 /// # let node = TestNode::start(App::new().room(room)).await;
 /// # let mut client = node.connect("/").await;
 /// # let data = json!({"text": "hi", "style": {"color": "red"}});
 /// # assert_eq!(client.ask("say", data).await, json!("hi in red"));
 /// # assert_eq!(client.ask("say", json!({"text": "hi"})).await, json!("hi in black"));
-/// # assert_eq!(client.ask("say", json!({"txt": 1})).await["code"], "handler_failed");
+/// # assert_eq!(client.ask_error("say", json!({"txt": 1})).await["code"], "handler_failed");
 /// # }
 /// ```
 #[derive(Clone, Debug)]
@@ -78,6 +79,10 @@ pub enum Frame {
 /// # assert_eq!(client.ask("say", "hi").await, "sent");
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no reply of a handler",
+    note = "a value of your own becomes one as `Json(value)`, where it is `serde::Serialize`"
+)]
 pub trait Reply {
     /// The data of the ack, as JSON text.
     ///
@@ -151,8 +156,12 @@ impl Message {
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
         let text = self.data.as_deref().unwrap_or(b"null");
         let mut deserializer = serde_json::Deserializer::from_slice(text);
-        serde_path_to_error::deserialize(&mut deserializer)
-            .map_err(|error| HandlerError::new(format!("in `data`: {error}")))
+        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            // Where in the text it is would be of its data, which the client wrote as a part of more.
+            let text = error.to_string();
+            let what = text.split(" at line ").next().unwrap_or_default();
+            HandlerError::new(format!("in `data`: {what}"))
+        })
     }
 
     /// What is found at a path in the data, as `user.name` or `lines.0.text`; the default where there is

@@ -19,7 +19,7 @@ use proto::envelope::Status;
 /// Once the connection is over, what is sent to it is `NotFound`.
 ///
 /// ```
-/// use unisono_server::{App, HandlerError, Message, Room, Socket, SocketId};
+/// use unisono_server::{App, HandlerError, Message, Room, Socket, SocketId, Status};
 /// # use unisono_server::testing::TestNode;
 /// # #[actix_rt::main]
 /// # async fn main() {
@@ -30,11 +30,11 @@ use proto::envelope::Status;
 ///     text: String,
 /// }
 ///
-/// let room = Room::new("/private").on("private message", async |socket: Socket, message: Message| {
+/// async fn private(socket: Socket, message: Message) -> Result<Status, HandlerError> {
 ///     let Private { to, text } = message.data()?;
-///     let status = socket.unisono().emit(to, "private message", &text).await?;
-///     Ok::<_, HandlerError>(status)
-/// });
+///     Ok(socket.unisono().emit(to, "private message", &text).await?)
+/// }
+/// let room = Room::new("/private").on("private message", private);
 /// # let node = TestNode::start(App::new().room(room)).await;
 /// # let mut a = node.connect("/private").await;
 /// # let mut b = node.connect("/private").await;
@@ -121,7 +121,7 @@ impl Socket {
         &self.0.unisono
     }
 
-    /// Sends to this client, before the ack of the message that is being handled.
+    /// Sends to this client, before the ack of the message that is being handled. There is nothing to await.
     ///
     /// # Errors
     ///
@@ -203,6 +203,30 @@ impl Context {
         let values = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let value = values.get(&TypeId::of::<T>())?;
         Arc::clone(value).downcast().ok()
+    }
+
+    /// Changes the value of that type, beginning with its default; other values of the context cannot be reached
+    /// meanwhile.
+    ///
+    /// ```
+    /// # let context = unisono_server::Context::default();
+    /// let count = |count: &mut u32| {
+    ///     *count += 1;
+    ///     *count
+    /// };
+    /// assert_eq!((context.update(count), context.update(count)), (1, 2));
+    /// ```
+    pub fn update<T: Any + Send + Sync + Clone + Default, R>(
+        &self,
+        change: impl FnOnce(&mut T) -> R,
+    ) -> R {
+        let mut values = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let value = values.remove(&TypeId::of::<T>());
+        let value = value.and_then(|value| value.downcast::<T>().ok());
+        let mut value = value.unwrap_or_default();
+        let changed = change(Arc::make_mut(&mut value));
+        values.insert(TypeId::of::<T>(), value);
+        changed
     }
 
     /// Takes the value of that type away.

@@ -1,6 +1,6 @@
 //! The application is asked who a client is, and whether it may come.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -12,9 +12,11 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::token::SECONDS_MAX;
-use super::{Denied, Grant, Names, fetch};
+use super::{Denied, Grant, Names};
 use crate::config;
+use crate::fetch;
 use crate::handshake::Handshake;
+use crate::seldom::Seldom;
 use crate::signature::Signer;
 
 /// Most handshakes that the application is asked about at one time.
@@ -37,9 +39,6 @@ const HEADERS: [&str; 7] = [
     "sec-websocket-protocol",
 ];
 
-/// How often it is told that the application does not answer.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Asks the application.
 pub(super) struct Hook {
     client: Client,
@@ -48,11 +47,8 @@ pub(super) struct Hook {
     signer: Signer,
     outside: Handle,
     requests: Arc<Semaphore>,
-    complaints: Complaints,
+    complaints: Seldom,
 }
-
-#[derive(Default)]
-struct Complaints(Mutex<Option<Instant>>);
 
 // === impl Hook ===
 
@@ -72,7 +68,7 @@ impl Hook {
             signer: Signer::new(&secret).context("hooks.secret")?,
             outside: outside.clone(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            complaints: Complaints::default(),
+            complaints: Seldom::default(),
         })
     }
 
@@ -93,7 +89,13 @@ impl Hook {
         });
         let answer = answer.await.context("the request was dropped");
         answer.and_then(|answer| answer).unwrap_or_else(|error| {
-            self.complaints.add(&error);
+            if let Some(handshakes) = self.complaints.add(Instant::now(), 1) {
+                let error = format!("{error:#}");
+                warn!(
+                    error,
+                    handshakes, "the application does not answer handshakes"
+                );
+            }
             let why = "the application does not answer handshakes";
             Err(Denied::Unavailable(why.to_owned()))
         })
@@ -157,6 +159,11 @@ fn grant(body: &[u8], now: SystemTime) -> anyhow::Result<Grant> {
     }
     let answer: Map<String, Value> =
         serde_json::from_slice(body).context("the answer is not a JSON object")?;
+    // A typing error must not let anybody in with more than was meant.
+    let known = ["user", "rooms", "rights", "expires_in"];
+    if let Some(field) = answer.keys().find(|field| !known.contains(&field.as_str())) {
+        bail!("the answer has a field {field:?}, and knows {known:?} only");
+    }
     let names = Names {
         user: "user".to_owned(),
         rooms: "rooms".to_owned(),
@@ -196,26 +203,12 @@ async fn message(response: Response, default: &str) -> String {
     read.await.unwrap_or_else(|_| default.to_owned())
 }
 
-// === impl Complaints ===
-
-impl Complaints {
-    fn add(&self, error: &anyhow::Error) {
-        let now = Instant::now();
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| now - last >= COMPLAINT_INTERVAL) {
-            *last = Some(now);
-            let error = format!("{error:#}");
-            warn!(error, "the application does not answer handshakes");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::fetch::canned::{self, Canned};
     use super::*;
     use crate::auth::{Auth, Rights, sample};
     use crate::config::AuthMode;
+    use crate::fetch::canned::{self, Canned};
     use crate::rules::Pattern;
 
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -289,7 +282,13 @@ mod tests {
         for (status, body) in [(200, ""), (204, ""), (200, " \n"), (200, "{}")] {
             assert_eq!(answered(status, body).await, nobody, "{status} {body}");
         }
-        assert_eq!(answered(200, r#"{"user": null, "new": [1]}"#).await, nobody);
+        // A slip is not taken for silence.
+        for body in [r#"{"user": null, "right": []}"#, r#"{"allow": false}"#] {
+            assert!(
+                matches!(answered(200, body).await, Err(Denied::Unavailable(_))),
+                "{body}"
+            );
+        }
         let body = r#"{"user": 7, "rooms": ["/chat/{id}"], "rights": ["join"], "expires_in": 60}"#;
         let before = SystemTime::now();
         let grant = answered(200, body).await.unwrap();

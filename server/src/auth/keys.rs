@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use jsonwebtoken::crypto::{self, rust_crypto};
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::fetch;
+use crate::fetch;
 
 /// Fewest bytes of a secret: as many as HS256 has in its answer.
 pub(super) const SECRET_BYTES_MIN: usize = 32;
@@ -94,6 +94,11 @@ impl Key {
     fn jwk(value: &Value) -> anyhow::Result<Option<Self>> {
         let jwk = Jwk::deserialize(value).context("not a JSON Web Key")?;
         if jwk.common.public_key_use == Some(PublicKeyUse::Encryption) {
+            return Ok(None);
+        }
+        if let Some(operations) = &jwk.common.key_operations
+            && !operations.contains(&KeyOperations::Verify)
+        {
             return Ok(None);
         }
         let algorithm = match (jwk.common.key_algorithm, &jwk.algorithm) {
@@ -192,6 +197,21 @@ pub(super) fn read_set(path: &Path) -> anyhow::Result<Vec<Key>> {
         Ok(keys)
     };
     read().with_context(|| format!("cannot take keys from {}", path.display()))
+}
+
+/// The keys of a set at a URL. What is published there others can read, so no secret is taken from it: whoever
+/// knows one can make tokens.
+pub(super) fn parse_public_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
+    let mut keys = parse_set(bytes)?;
+    let all = keys.len();
+    keys.retain(|key| key.algorithm != Algorithm::HS256);
+    if keys.len() < all {
+        warn!(
+            secrets = all - keys.len(),
+            "secrets in the JWKS of a URL are left out: others can read them"
+        );
+    }
+    Ok(keys)
 }
 
 /// The keys of a set, without those that are of no use here.
@@ -323,7 +343,7 @@ where
     fn take(&mut self, text: Vec<u8>) -> anyhow::Result<()> {
         // What cannot be used is not told again every time.
         if self.keys.borrow().is_none() || self.text != text {
-            let keys = parse_set(&text)?;
+            let keys = parse_public_set(&text)?;
             if keys.is_empty() {
                 warn!("the JWKS has no key that can be used: no token is good");
             }
@@ -358,9 +378,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::super::fetch::canned;
     use super::*;
     use crate::auth::sample;
+    use crate::fetch::canned;
     use serde_json::json;
     use tokio::sync::Mutex;
 

@@ -41,6 +41,7 @@ pub fn handshake(path: &str, query: &str, headers: &[(&'static str, &str)]) -> H
         headers: header_map(headers),
         peer: "192.0.2.7:4711".parse().unwrap(),
         user: None,
+        parameters: Vec::new(),
     }
 }
 

@@ -276,9 +276,9 @@ fn decode<T: DeserializeOwned>(part: &str) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fetch::canned;
     use super::*;
     use crate::auth::{Rights, sample};
+    use crate::fetch::canned;
     use crate::rules::Pattern;
     use jsonwebtoken::{EncodingKey, encode};
     use serde_json::json;
@@ -339,6 +339,7 @@ mod tests {
             claimed(&verifier, claims).await.unwrap(),
             Grant {
                 holder: None,
+                within: None,
                 user: Some(proto::UserName::parse("ann").unwrap()),
                 rooms: Some(
                     ["/chat/{id}", "/all"]

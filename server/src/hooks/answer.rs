@@ -87,6 +87,9 @@ fn one(answer: &RawValue) -> Option<HookAnswer> {
         Some(text) => HookAnswer::Failed(text.into()),
         None => {
             let ack = answer.get("ack");
+            if ack.is_none() && !answer.is_empty() {
+                return None;
+            }
             HookAnswer::Ack(ack.map(|ack| Bytes::copy_from_slice(ack.get().as_bytes())))
         }
     })

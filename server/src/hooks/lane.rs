@@ -16,6 +16,7 @@ use tracing::warn;
 use super::answer::{Answers, Nonsense};
 use super::{Actions, HookAnswer, Waiting, count_events};
 use crate::config;
+use crate::fetch;
 use crate::seldom::Seldom;
 use crate::signature::Signer;
 use crate::vital::Vital;
@@ -128,19 +129,9 @@ impl Application {
         let url = Url::parse(&config.url).context("url")?;
         let secret = config.secret.or_file(&config.secret_file)?;
         let secret = secret.context("a secret is needed")?;
-        let client = Client::builder()
-            .user_agent(concat!("unisono/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(config.timeout)
-            .pool_max_idle_per_host(config.lanes);
-        // A machine without a single authority can still speak to `http:`, if none is looked for.
-        let client = match url.scheme() {
-            "https" => client,
-            _ => client.tls_certs_only([]),
-        };
         Ok(Self {
             url,
-            client: client.build().context("client")?,
+            client: fetch::client(&config.url)?,
             signer: Signer::new(&secret).context("secret")?,
             config: config.clone(),
             act,
@@ -230,6 +221,7 @@ impl Application {
         let mut request = self
             .client
             .post(self.url.clone())
+            .timeout(self.config.timeout)
             .header(CONTENT_TYPE, "application/json")
             .body(body.clone());
         for (name, value) in self.signer.headers(id, SystemTime::now(), body) {
@@ -376,7 +368,7 @@ mod tests {
         let waiting = |event| Waiting {
             event,
             since: Instant::now(),
-            place: Places::new(1, 0).take(0).expect("it is empty"),
+            place: vec![Places::new(1, 0).take(0).expect("it is empty")],
         };
         let patience = config.retry_for.max(config.timeout);
         let (asked, _answer) = event_waiting("1", 0);

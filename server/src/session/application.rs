@@ -15,6 +15,17 @@ use crate::app::{Frame, Job, Message};
 use crate::auth::{Denied, Grant};
 use crate::events::{Event, Kind, NoAck};
 
+/// Whether common readers of JSON take the data: nested at most 128 deep, no lone surrogates, no numbers beyond a
+/// double. One client's event must not make a whole request unreadable to an application.
+fn is_common(payload: &Payload) -> bool {
+    match payload {
+        Payload::Event {
+            data: Some(data), ..
+        } => serde_json::from_slice::<serde_json::Value>(data).is_ok(),
+        _ => true,
+    }
+}
+
 impl Session {
     /// Hands what a client sent to its handler; back, where there is none.
     pub(super) fn handle(
@@ -89,6 +100,10 @@ impl Session {
         payload: &Payload,
         ctx: &mut Context<Self>,
     ) {
+        if !is_common(payload) {
+            let why = "data that not every program can read: too deep, half a character, or a number too large";
+            return self.refuse_event(id, payload, (ErrorCode::BadMessage, why));
+        }
         let event = Event {
             kind: Kind::Message(payload),
             socket: Some(self.id),
@@ -155,6 +170,7 @@ impl Session {
             true => Ok(Grant {
                 user: self.grant().user.clone(),
                 holder: grant.user,
+                within: self.grant().within.clone(),
                 ..grant
             }),
             false => Err(Denied::Forbidden("the token is of another user".to_owned())),
@@ -185,7 +201,8 @@ impl Session {
         let joined = joined.map(|joined| &joined.room);
         // Those were let in by the token before, and are not looked at again when they are there.
         let joining = self.joins.iter().map(|(room, _)| room);
-        if !joined.chain(joining).all(kept) {
+        let home = std::iter::once(&self.home);
+        if !joined.chain(joining).chain(home).all(kept) {
             return self.close(&Close::WITHDRAWN);
         }
         self.expires = grant.expires(Instant::now(), &config.auth);

@@ -32,6 +32,10 @@ use super::{Partial, SendError};
 /// # assert_eq!(node.unisono().members("/game").await.unwrap().value.count, 2);
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` names no sockets",
+    note = "that is a `SocketId`, several of them, `User(name)` or `Members(room)`"
+)]
 pub trait To {
     /// What is known afterwards: the status of a socket, of each, or how many sockets there were.
     type Reached: Send + 'static;
@@ -86,6 +90,30 @@ impl To for SocketId {
         statuses
             .first()
             .map_or(Status::Timeout, |(_, status)| *status)
+    }
+}
+
+impl To for &SocketId {
+    type Reached = Status;
+
+    fn target(self) -> Result<Target, SendError> {
+        (*self).target()
+    }
+
+    fn reached(reached: Reached) -> Status {
+        SocketId::reached(reached)
+    }
+}
+
+impl To for &Vec<SocketId> {
+    type Reached = Vec<(SocketId, Status)>;
+
+    fn target(self) -> Result<Target, SendError> {
+        self.clone().target()
+    }
+
+    fn reached(reached: Reached) -> Self::Reached {
+        reached.each()
     }
 }
 
@@ -160,6 +188,10 @@ impl To for Members<'_> {
 ///     Ok(())
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` names no rooms",
+    note = "that is a text, or several: `\"/news\"`, `[\"/news\", \"/sports\"]`"
+)]
 pub trait Rooms {
     #[doc(hidden)]
     fn rooms(self) -> Result<Vec<RoomName>, SendError>;
@@ -174,6 +206,18 @@ impl Rooms for &str {
 impl Rooms for &String {
     fn rooms(self) -> Result<Vec<RoomName>, SendError> {
         self.as_str().rooms()
+    }
+}
+
+impl Rooms for String {
+    fn rooms(self) -> Result<Vec<RoomName>, SendError> {
+        self.as_str().rooms()
+    }
+}
+
+impl Rooms for Vec<String> {
+    fn rooms(self) -> Result<Vec<RoomName>, SendError> {
+        self[..].rooms()
     }
 }
 

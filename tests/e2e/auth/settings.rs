@@ -143,7 +143,7 @@ fn a_key_that_is_none_is_told_at_the_start() {
         );
     }
     let file = "listen = \"127.0.0.1:0\"\n[auth]\nmode = \"hook\"\nhook_url = \"http://a\"\n\
-                [hooks]\nsecret = \"whsec_s3cr3t!\"";
+                [hooks]\nsecret = \"whsec_s3cr3t!s3cr3t!\"";
     let output = run(&["serve"], file, &[]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

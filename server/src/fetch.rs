@@ -11,7 +11,7 @@ use reqwest::{Certificate, Client, Response};
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A client for one URL.
-pub(super) fn client(url: &str) -> anyhow::Result<Client> {
+pub fn client(url: &str) -> anyhow::Result<Client> {
     let mut client = Client::builder()
         .user_agent(concat!("unisono/", env!("CARGO_PKG_VERSION")))
         .redirect(Policy::none())
@@ -30,7 +30,7 @@ pub(super) fn client(url: &str) -> anyhow::Result<Client> {
 /// # Errors
 ///
 /// A connection that breaks, a body that is longer. They do not tell the URL, whose query may be a secret.
-pub(super) async fn body(mut response: Response, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+pub async fn body(mut response: Response, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
@@ -46,7 +46,7 @@ pub(super) async fn body(mut response: Response, bytes_max: usize) -> anyhow::Re
 
 /// A server for tests, whose answers are made beforehand.
 #[cfg(test)]
-pub(super) mod canned {
+pub mod canned {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
