@@ -679,6 +679,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_client_crowds_out_the_others() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            queue: 16,
+            lanes: 2,
+            ..config(&endpoint.url)
+        });
+        let from_client = |key| HookEvent {
+            from_client: true,
+            ..event("1", key)
+        };
+        let sent = |key| {
+            (0..20)
+                .filter(|_| hooks.send(from_client(key)).is_ok())
+                .count()
+        };
+        let _ = hooks.send(event("0", 0));
+        let first = endpoint.next().await;
+        assert_eq!(sent(0), 8, "its lane's share");
+        assert_eq!(sent(1), 4, "what is for clients");
+        let told = (0..20)
+            .filter(|_| hooks.send(event("2", 0)).is_ok())
+            .count();
+        assert_eq!(told, 3, "the rest is for what no client wanted");
+        first.answer("200 OK", "");
+    }
+
+    #[tokio::test]
     async fn what_becomes_of_events_is_counted() {
         // Everything of this test runs on its thread.
         let recorder = PrometheusBuilder::new().build_recorder();

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use unisono_server::testing::TestNode;
 use unisono_server::{
-    Accept, App, Close, HandlerError, Handshake, Json, Message, Refuse, Room, Socket, Status, User,
+    Accept, App, Close, HandlerError, Handshake, Join, Json, Message, Refuse, Room, Socket, Status,
+    User,
 };
 
 /// Soon enough not to be waited for, in tests of a time limit.
@@ -271,4 +272,39 @@ async fn rooms_of_the_configuration_come_after_the_applications() {
         "bad_room"
     );
     assert_eq!(client.ask("unisono:ping", 5).await, 5);
+}
+
+#[actix_web::test]
+async fn a_fresh_token_does_not_undo_what_the_application_allowed() {
+    let secret = "a secret of the tests, long enough";
+    let room = |pattern| Room::new(pattern).join(Join::UrlAndClient);
+    let lobby = room("/lobby")
+        .on_handshake(async |_: Handshake| Ok(Accept::new().rooms(["/lobby", "/game/{id}"])));
+    let app = App::new().room(lobby).room(room("/{any...}"));
+    let settings = [("auth.mode", "token"), ("auth.secret", secret)];
+    let node = TestNode::start_with(app, &settings).await;
+    let claims = json!({ "sub": "ann", "exp": 253_402_300_000_u64 });
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key);
+    let token = token.expect("a token");
+    let mut client = node.connect(&format!("/lobby?token={token}")).await;
+
+    client
+        .ask("unisono:join", json!({ "room": "/game/1" }))
+        .await;
+    let admin = json!({ "room": "/admin" });
+    assert_eq!(
+        client.ask_error("unisono:join", &admin).await["code"],
+        "forbidden"
+    );
+    client
+        .ask("unisono:refresh", json!({ "token": token }))
+        .await;
+    assert_eq!(
+        client.ask_error("unisono:join", &admin).await["code"],
+        "forbidden"
+    );
+    client
+        .ask("unisono:join", json!({ "room": "/game/2" }))
+        .await;
 }
