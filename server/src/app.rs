@@ -274,6 +274,21 @@ impl Room {
     }
 
     /// Handles a new socket, before the first of its messages.
+    ///
+    /// ```
+    /// use unisono_server::{App, Room, SendError, Socket, Status};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_web::main]
+    /// # async fn main() {
+    ///
+    /// async fn welcome(socket: Socket) -> Result<Status, SendError> {
+    ///     socket.emit("welcome", socket.room())
+    /// }
+    /// let room = Room::new("/lobby").on_open(welcome);
+    /// # let node = TestNode::start(App::new().room(room)).await;
+    /// # assert_eq!(node.connect("/lobby").await.event("welcome").await, "/lobby");
+    /// # }
+    /// ```
     #[must_use]
     pub fn on_open<R: Reply>(
         mut self,
@@ -311,6 +326,21 @@ impl Room {
     }
 
     /// What becomes of the events that no handler is for.
+    ///
+    /// ```
+    /// use unisono_server::{App, ClientEvents, Room};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_web::main]
+    /// # async fn main() {
+    ///
+    /// let chat = Room::new("/chat").client_events(ClientEvents::Relay);
+    /// # let node = TestNode::start(App::new().room(chat)).await;
+    /// # let mut a = node.connect("/chat").await;
+    /// # let mut b = node.connect("/chat").await;
+    /// # a.send("say", "hi").await;
+    /// # assert_eq!(b.event("say").await, "hi");
+    /// # }
+    /// ```
     #[must_use]
     pub fn client_events(mut self, client_events: ClientEvents) -> Self {
         self.rule.client_events = client_events;
@@ -363,6 +393,18 @@ impl Room {
     }
 
     /// Which clients may be in the rooms.
+    ///
+    /// ```
+    /// use unisono_server::{App, Room, Who};
+    /// # use unisono_server::testing::TestNode;
+    /// # #[actix_web::main]
+    /// # async fn main() {
+    ///
+    /// let members = Room::new("/members").who(Who::Users);
+    /// # let node = TestNode::start(App::new().room(members)).await;
+    /// # assert_eq!(node.refused("/members").await, 403);
+    /// # }
+    /// ```
     #[must_use]
     pub fn who(mut self, who: Who) -> Self {
         self.rule.who = who;
@@ -370,6 +412,12 @@ impl Room {
     }
 
     /// What is told to applications outside, as `[[rooms]] events` does.
+    ///
+    /// ```
+    /// use unisono_server::{Lifecycle, Room};
+    ///
+    /// let room = Room::new("/games/{id}").events([Lifecycle::Occupied, Lifecycle::Vacated]);
+    /// ```
     #[must_use]
     pub fn events(mut self, events: impl IntoIterator<Item = Lifecycle>) -> Self {
         self.rule.events = events.into_iter().collect();

@@ -8,6 +8,27 @@ use actix_http::header::HeaderMap;
 use proto::{RoomName, UserName};
 
 /// A client's first request, WebSocket or event stream.
+///
+/// ```
+/// use unisono_server::{Accept, App, Handshake, Refuse, Room};
+/// # use unisono_server::testing::TestNode;
+/// # #[actix_web::main]
+/// # async fn main() {
+///
+/// async fn let_in(handshake: Handshake) -> Result<Accept, Refuse> {
+///     match (handshake.param("id"), handshake.query("name")) {
+///         (Some("closed"), _) => Err(Refuse::forbidden("this game is over")),
+///         (_, Some(name)) => Ok(Accept::new().user(name)),
+///         (_, None) => Err(Refuse::unauthorized("say who you are: ?name=...")),
+///     }
+/// }
+/// let games = Room::new("/games/{id}").on_handshake(let_in);
+/// # let node = TestNode::start(App::new().room(games)).await;
+/// # assert_eq!(node.refused("/games/closed?name=ann").await, 403);
+/// # assert_eq!(node.refused("/games/1").await, 401);
+/// # node.connect("/games/1?name=ann").await;
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Handshake {
     pub(crate) room: RoomName,

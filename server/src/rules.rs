@@ -107,6 +107,13 @@ pub enum Format {
 }
 
 /// How clients become members.
+///
+/// ```
+/// use unisono_server::{Join, Publish, Room};
+///
+/// // Clients come by the URL, or join later, and talk to each other past the application.
+/// let open = Room::new("/chat").join(Join::UrlAndClient).publish(Publish::Members).emit(true);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Join {
     /// By the path that they connect to.

@@ -37,7 +37,26 @@ use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
 use crate::worker::{self, Connection};
 
-/// A node that runs.
+/// A node that runs: for programs that have a `main` of their own. Others call [`run`](crate::run).
+///
+/// ```
+/// use std::time::Duration;
+/// use unisono_server::{App, Server, Sources};
+///
+/// #[actix_web::main]
+/// async fn main() -> anyhow::Result<()> {
+///     let sources = Sources {
+///         flags: vec![("sockets.max".to_owned(), "1000".to_owned())],
+///         ..Sources::without_file()
+///     };
+///     let config = sources.load()?.config;
+///     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+///     let server = Server::start(config, App::new(), listener, None).await?;
+///     println!("node {}", server.node());
+///     server.drain(Duration::ZERO, Duration::ZERO).await;
+///     Ok(())
+/// }
+/// ```
 pub struct Server {
     unisono: Unisono,
 }

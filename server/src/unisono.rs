@@ -27,7 +27,26 @@ use crate::node::{Node, Publish, Report};
 use crate::registry::Gap;
 use crate::shared::Shared;
 
-/// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone.
+/// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone, and at home on any
+/// thread.
+///
+/// ```
+/// use unisono_server::{App, Room, SendError, Unisono};
+/// # use unisono_server::testing::TestNode;
+/// # #[actix_web::main]
+/// # async fn main() {
+///
+/// async fn close_the_lobby(unisono: Unisono) -> Result<u64, SendError> {
+///     unisono.publish("/lobby", "closing", "see you tomorrow").await?;
+///     let closed = unisono.disconnect(unisono_server::Members("/lobby")).code(4001).await?;
+///     Ok(closed.value)
+/// }
+/// # let node = TestNode::start(App::new()).await;
+/// # let mut client = node.connect("/lobby").await;
+/// # assert_eq!(close_the_lobby(node.unisono()).await.unwrap(), 1);
+/// # assert_eq!(client.closed().await.0, 4001);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Unisono {
     /// What the actors share.
@@ -45,7 +64,21 @@ pub struct Nodes {
     pub missing: Vec<NodeId>,
 }
 
-/// An answer of several nodes.
+/// An answer of several nodes: an answer of those that can answer is an answer.
+///
+/// ```
+/// use unisono_server::Partial;
+///
+/// fn tell(reached: &Partial<u64>) -> String {
+///     let Partial { value, nodes } = reached;
+///     match nodes.missing.len() {
+///         0 => format!("{value} sockets on {} nodes", nodes.reached),
+///         silent => format!("{value} sockets, and perhaps some on {silent} nodes that do not answer"),
+///     }
+/// }
+/// # let reached = Partial { value: 2, nodes: unisono_server::Nodes { reached: 1, missing: vec![] } };
+/// # assert_eq!(tell(&reached), "2 sockets on 1 nodes");
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Partial<T> {
     /// What those said who answered.

@@ -59,6 +59,21 @@ pub enum SendError {
 }
 
 /// Something to be sent to rooms, or to everybody. Nothing is sent before `.await`.
+///
+/// ```
+/// # use unisono_server::testing::TestNode;
+/// use unisono_server::{App, SendError, Sent, Unisono};
+///
+/// async fn announce(unisono: &Unisono) -> Result<bool, SendError> {
+///     // `LocalOnly` while the bus is away: the other nodes' clients are told of the gap.
+///     Ok(unisono.broadcast("news", "hello").await? == Sent::ToAll)
+/// }
+/// # #[actix_web::main]
+/// # async fn main() {
+/// # let node = TestNode::start(App::new()).await;
+/// # assert!(announce(&node.unisono()).await.unwrap());
+/// # }
+/// ```
 #[must_use = "nothing is sent before it is awaited"]
 pub struct Outgoing {
     unisono: Unisono,
