@@ -45,6 +45,8 @@ impl Close {
     pub const INTERNAL: Self = Self::new(1011, "internal error");
     /// The node is about to stop; the client should come back, to another.
     pub const RESTART: Self = Self::new(1012, "node is restarting");
+    /// This node has more sockets than others; the client should come back, to another.
+    pub const REBALANCE: Self = Self::new(1012, "rebalancing");
     /// The client reads slower than it is written to.
     pub const SLOW: Self = Self::new(1013, "reading too slowly");
     /// The client's token has ended, and no fresh one came.

@@ -27,7 +27,7 @@ impl Workers {
     }
 
     /// All registries.
-    pub fn all(&self) -> impl Iterator<Item = &Addr<Registry>> {
+    pub fn all(&self) -> impl ExactSizeIterator<Item = &Addr<Registry>> {
         self.0.iter()
     }
 

@@ -58,6 +58,7 @@ pub struct Config {
     #[serde(skip)]
     pub rules: Rules,
     pub drain: Drain,
+    pub rebalance: Rebalance,
     pub log: Log,
 }
 
@@ -256,6 +257,15 @@ pub struct Drain {
     pub window: Duration,
     #[serde(deserialize_with = "duration")]
     pub reconnect_max: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Rebalance {
+    pub enabled: bool,
+    pub start_percent: u32,
+    pub stop_percent: u32,
+    pub rate: u32,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -658,6 +668,7 @@ impl Config {
             api,
             ..
         } = self;
+        let rebalance_rate = self.rebalance.rate;
         check(self.workers <= 64, "workers", "at most 64");
         let logins = [
             !cluster.nats_credentials_file.as_os_str().is_empty(),
@@ -737,6 +748,7 @@ impl Config {
             (sockets.ping_rate as usize, "sockets.ping_rate"),
             (sockets.ping_burst as usize, "sockets.ping_burst"),
             (sockets.handshake_burst as usize, "sockets.handshake_burst"),
+            (rebalance_rate as usize, "rebalance.rate"),
             (self.hooks.batch, "hooks.batch"),
             (self.hooks.lanes, "hooks.lanes"),
             (self.hooks.queue, "hooks.queue"),
@@ -790,6 +802,12 @@ impl Config {
                 "a key has at least 8 characters",
             );
         }
+        let rebalance = &self.rebalance;
+        check(
+            rebalance.start_percent > rebalance.stop_percent && rebalance.start_percent <= 1_000,
+            "rebalance.start_percent",
+            "above stop_percent, at most 1000",
+        );
         check(
             is_filter(&self.log.level),
             "log.level",

@@ -40,6 +40,7 @@ mod auth;
 mod door;
 mod handshake;
 mod rate;
+mod rebalance;
 mod websocket;
 
 mod session;

@@ -103,6 +103,11 @@ pub struct Ask {
 #[rtype(result = "()")]
 pub struct Drain(pub Duration);
 
+/// Close some sockets, whose clients are to come back to other nodes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shed(pub usize);
+
 /// The actor.
 pub struct Registry {
     worker: usize,
@@ -396,6 +401,20 @@ impl Handler<Drain> for Registry {
             }
             left = left.saturating_sub(1);
         });
+    }
+}
+
+impl Handler<Shed> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Shed(count): Shed, _: &mut Context<Self>) {
+        let reconnect_max = self.shared.config.drain.reconnect_max;
+        let open = self.sockets.values().filter(|socket| socket.open);
+        for socket in open.take(count) {
+            let reconnect_in = reconnect_max.mul_f64(rand::random());
+            let goodbye = Disconnect::for_restart(Close::REBALANCE, reconnect_in);
+            socket.session.send(goodbye);
+        }
     }
 }
 

@@ -31,6 +31,7 @@ use crate::laravel::{self, Broadcast};
 use crate::node::{DrainAll, Node};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
+use crate::rebalance;
 use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
 use crate::unisono::Unisono;
@@ -216,6 +217,9 @@ impl Server {
             actix_rt::spawn(accept(listener, admin, doors.clone(), shared));
         }
         listen_to_laravel(&unisono, &outside)?;
+        if unisono.shared.config.rebalance.enabled {
+            actix_rt::spawn(rebalance::run(unisono.clone()));
+        }
         for task in app.tasks {
             let running = AssertUnwindSafe(task(unisono.clone())).catch_unwind();
             actix_rt::spawn(async move {

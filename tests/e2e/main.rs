@@ -17,6 +17,7 @@ mod laravel;
 mod limits;
 mod nginx;
 mod occupancy;
+mod rebalance;
 mod sockets;
 mod sse;
 mod users;

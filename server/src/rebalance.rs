@@ -1,0 +1,90 @@
+//! After a node has come to a cluster it has no sockets, and the others have too many. Those close some, slowly, whose
+//! clients come back by the load balancer.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::config;
+use crate::registry::Shed;
+use crate::unisono::Unisono;
+
+/// How often a node compares itself with the others.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether a node is shedding. Pure.
+#[derive(Debug, Default)]
+struct Balance {
+    shedding: bool,
+}
+
+impl Balance {
+    /// How many sockets are to be closed now, given those of the other nodes. It begins well above the mean and
+    /// ends near it, so that nodes which are about equal do not send clients to and fro.
+    fn shed(&mut self, mine: u64, others: &[u64], config: &config::Rebalance) -> u64 {
+        let nodes = others.len() as u64 + 1;
+        let mean = (mine + others.iter().sum::<u64>()) / nodes;
+        let above = |percent: u32| mean + (mean * u64::from(percent)).div_ceil(100);
+        let limit = match self.shedding {
+            true => above(config.stop_percent),
+            false => above(config.start_percent),
+        };
+        self.shedding = !others.is_empty() && mine > limit;
+        match self.shedding {
+            true => (mine - above(config.stop_percent)).min(config.rate.into()),
+            false => 0,
+        }
+    }
+}
+
+/// Runs for as long as the node.
+pub async fn run(unisono: Unisono) {
+    let shared = &unisono.shared;
+    let mut balance = Balance::default();
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        if shared.load.draining.load(Ordering::Relaxed) {
+            return;
+        }
+        let peers = shared.cluster.peers().await.into_iter();
+        let others: Vec<_> = peers
+            .filter(|peer| !peer.heartbeat.draining)
+            .map(|peer| peer.heartbeat.sockets)
+            .collect();
+        let mine = shared.load.sockets.load(Ordering::Relaxed) as u64;
+        let mut left = balance.shed(mine, &others, &shared.config.rebalance) as usize;
+        let workers = unisono.workers.all().len();
+        for (nth, registry) in unisono.workers.all().enumerate() {
+            let share = left.div_ceil(workers - nth);
+            left -= share;
+            if share > 0 {
+                registry.do_send(Shed(share));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: config::Rebalance = config::Rebalance {
+        enabled: true,
+        start_percent: 20,
+        stop_percent: 5,
+        rate: 100,
+    };
+
+    #[test]
+    fn it_begins_well_above_the_mean_and_ends_near_it() {
+        let mut balance = Balance::default();
+        let mut shed = |mine, others: &[u64]| balance.shed(mine, others, &CONFIG);
+        assert_eq!(shed(1000, &[]), 0, "alone");
+        assert_eq!(shed(1000, &[1000, 1000]), 0);
+        assert_eq!(shed(1150, &[1000, 900]), 0, "not enough for a start");
+        assert_eq!(shed(1000, &[1000, 0]), 100, "as fast as it may");
+        assert_eq!(shed(760, &[700, 600]), 38, "the rest: the mean is 686");
+        assert_eq!(shed(700, &[690, 670]), 0, "near the mean");
+        assert_eq!(shed(720, &[690, 650]), 0, "and not again at once");
+        assert_eq!(shed(3, &[2, 2]), 0, "few are few");
+    }
+}
