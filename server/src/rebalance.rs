@@ -1,8 +1,11 @@
 //! After a node has come to a cluster it has no sockets, and the others have too many. Those close some, slowly, whose
 //! clients come back by the load balancer.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::config;
 use crate::registry::Shed;
@@ -18,11 +21,12 @@ struct Balance {
 }
 
 impl Balance {
-    /// How many sockets are to be closed now, given those of the other nodes. It begins well above the mean and
-    /// ends near it, so that nodes which are about equal do not send clients to and fro.
-    fn shed(&mut self, mine: u64, others: &[u64], config: &config::Rebalance) -> u64 {
+    /// How many sockets are to be closed now, given those of the other nodes, and those on their way from this one
+    /// to others. It begins well above the mean and ends near it, so that nodes which are about equal do not send
+    /// clients to and fro.
+    fn shed(&mut self, mine: u64, others: &[u64], away: u64, config: &config::Rebalance) -> u64 {
         let nodes = others.len() as u64 + 1;
-        let mean = (mine + others.iter().sum::<u64>()) / nodes;
+        let mean = (mine + away + others.iter().sum::<u64>()) / nodes;
         let above = |percent: u32| mean + (mean * u64::from(percent)).div_ceil(100);
         let limit = match self.shedding {
             true => above(config.stop_percent),
@@ -40,8 +44,13 @@ impl Balance {
 pub async fn run(unisono: Unisono) {
     let shared = &unisono.shared;
     let mut balance = Balance::default();
+    // What was shed, and when it should be back and counted, elsewhere.
+    let mut away: VecDeque<(Instant, u64)> = VecDeque::new();
+    let patience = shared.config.drain.reconnect_max + 3 * INTERVAL;
     loop {
         tokio::time::sleep(INTERVAL).await;
+        let now = Instant::now();
+        away.retain(|(back, _)| *back > now);
         if shared.load.draining.load(Ordering::Relaxed) {
             return;
         }
@@ -51,7 +60,10 @@ pub async fn run(unisono: Unisono) {
             .map(|peer| peer.heartbeat.sockets)
             .collect();
         let mine = shared.load.sockets.load(Ordering::Relaxed) as u64;
-        let mut left = balance.shed(mine, &others, &shared.config.rebalance) as usize;
+        let sum = away.iter().map(|(_, count)| count).sum();
+        let shed = balance.shed(mine, &others, sum, &shared.config.rebalance);
+        away.push_back((now + patience, shed));
+        let mut left = shed as usize;
         let workers = unisono.workers.all().len();
         for (nth, registry) in unisono.workers.all().enumerate() {
             let share = left.div_ceil(workers - nth);
@@ -77,14 +89,14 @@ mod tests {
     #[test]
     fn it_begins_well_above_the_mean_and_ends_near_it() {
         let mut balance = Balance::default();
-        let mut shed = |mine, others: &[u64]| balance.shed(mine, others, &CONFIG);
-        assert_eq!(shed(1000, &[]), 0, "alone");
-        assert_eq!(shed(1000, &[1000, 1000]), 0);
-        assert_eq!(shed(1150, &[1000, 900]), 0, "not enough for a start");
-        assert_eq!(shed(1000, &[1000, 0]), 100, "as fast as it may");
-        assert_eq!(shed(760, &[700, 600]), 38, "the rest: the mean is 686");
-        assert_eq!(shed(700, &[690, 670]), 0, "near the mean");
-        assert_eq!(shed(720, &[690, 650]), 0, "and not again at once");
-        assert_eq!(shed(3, &[2, 2]), 0, "few are few");
+        let mut shed = |mine, others: &[u64], away| balance.shed(mine, others, away, &CONFIG);
+        assert_eq!(shed(1000, &[], 0), 0, "alone");
+        assert_eq!(shed(1000, &[1000, 1000], 0), 0);
+        assert_eq!(shed(1150, &[1000, 900], 0), 0, "not enough for a start");
+        assert_eq!(shed(1000, &[1000, 0], 0), 100, "as fast as it may");
+        assert_eq!(shed(760, &[700, 500], 100), 39, "the rest: the mean is 686");
+        assert_eq!(shed(700, &[690, 670], 0), 0, "near the mean");
+        assert_eq!(shed(720, &[690, 650], 0), 0, "and not again at once");
+        assert_eq!(shed(3, &[2, 2], 0), 0, "few are few");
     }
 }
