@@ -1,6 +1,6 @@
 //! Who a client is and what it may do.
 
-mod fetch;
+pub(crate) mod fetch;
 mod hook;
 mod keys;
 mod mint;

@@ -1,4 +1,5 @@
-//! HTTP to the application and to key servers: nothing is followed, nothing is read without end.
+//! HTTP to the application and to key servers, and from the command line to a node: nothing is followed, nothing is
+//! read without end.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use reqwest::{Certificate, Client, Response};
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A client for one URL.
-pub(super) fn client(url: &str) -> anyhow::Result<Client> {
+pub(crate) fn client(url: &str) -> anyhow::Result<Client> {
     let mut client = Client::builder()
         .user_agent(concat!("unisono/", env!("CARGO_PKG_VERSION")))
         .redirect(Policy::none())
@@ -30,7 +31,7 @@ pub(super) fn client(url: &str) -> anyhow::Result<Client> {
 /// # Errors
 ///
 /// A connection that breaks, a body that is longer. They do not tell the URL, whose query may be a secret.
-pub(super) async fn body(mut response: Response, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+pub(crate) async fn body(mut response: Response, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
