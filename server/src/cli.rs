@@ -2,11 +2,13 @@
 
 mod act;
 mod connection;
+mod drain;
 mod health;
 mod list;
 mod outcome;
 mod print;
 mod send;
+mod tail;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -101,6 +103,10 @@ enum Client {
     Join(Asking<act::Join>),
     /// Take sockets out of a room
     Leave(Asking<act::Leave>),
+    /// Drain a node, which then stops, as on SIGTERM
+    Drain(Asking<drain::Drain>),
+    /// Show live what passes, on every node
+    Tail(Asking<tail::Tail>),
     /// Ask a node whether it is ready for clients
     Health(Asking<health::Health>),
 }
@@ -195,6 +201,8 @@ impl Client {
             Self::Disconnect(asking) => ask!(asking),
             Self::Join(asking) => ask!(asking),
             Self::Leave(asking) => ask!(asking),
+            Self::Drain(asking) => ask!(asking),
+            Self::Tail(asking) => ask!(asking),
             Self::Health(asking) => ask!(asking),
         }
     }
@@ -245,7 +253,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
     })
 }
 
-/// SIGTERM drains. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
+/// SIGTERM drains, and so does a request of the API. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
 /// signal ends the process at once.
 async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -256,7 +264,10 @@ async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
             _ = interrupt.recv() => (Duration::ZERO, Duration::ZERO),
         }
     };
-    let (delay, window) = asked().await;
+    let (delay, window) = tokio::select! {
+        asked = asked() => asked,
+        () = server.drain_wanted() => (drain.delay, drain.window),
+    };
     tokio::select! {
         () = server.drain(delay, window) => {}
         _ = asked() => warn!("a second signal: the rest of the drain is left out"),

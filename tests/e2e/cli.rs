@@ -1,10 +1,12 @@
 //! The command line as a client of a running cluster.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Output, Stdio};
 
+use reqwest::Method;
 use serde_json::{Value, json};
-use unisono_tests::{Node, Sandbox, free_port, unisono};
+use tempfile::TempDir;
+use unisono_tests::{Node, Process, Sandbox, eventually, free_port, unisono};
 
 use crate::config::text;
 
@@ -244,8 +246,8 @@ async fn errors_say_what_to_do() {
     let output = with_variable.args(["rooms", "--url", url]).output();
     printed(&output.expect("unisono runs"), 0);
 
-    let url = Node::alone("").await;
-    let url = url.api().base();
+    let open = Node::alone("").await;
+    let url = open.api().base();
     failed(url, &["socket", "ffffffff-ffff-8000-8000-000000000000"], 1);
     for wrong in [
         &["socket", "no-id"][..],
@@ -289,7 +291,7 @@ async fn health_is_an_exit_status() {
     assert_eq!(done_json(&url, &["health", "--live"])["status"], "ok");
 
     node.terminate();
-    unisono_tests::eventually("it is not ready", async || {
+    eventually("it is not ready", async || {
         let said = run(&url, &["health"]);
         said.status.code() == Some(1) && text(&said.stderr).contains("draining")
     })
@@ -361,4 +363,321 @@ fn every_command_has_help_with_examples() {
         );
         assert!(help.contains(&format!("unisono {command}")), "{help}");
     }
+}
+
+// === drain ===
+
+const SOON: &str = "[drain]\ndelay = \"0s\"\nwindow = \"200ms\"";
+
+#[tokio::test]
+async fn a_node_is_drained_from_afar() {
+    let mut sandbox = Sandbox::config().toml(SOON).start().await;
+    let mut leaving = sandbox.client(0, "/drain").await;
+    let mut staying = sandbox.client(1, "/drain").await;
+    let url = sandbox.api(2).base().to_owned();
+
+    // Nobody is asked, because nobody is at a terminal.
+    let said = done(&url, &["drain", "--node", "node-0"]);
+    assert!(
+        said.starts_with("node-0 (") && said.ends_with(" drains\n"),
+        "{said}"
+    );
+    leaving.expect("unisono:closing").await;
+    assert_eq!(leaving.expect_close().await.0, 1012);
+    let status = sandbox.nodes[0].process().exited().await;
+    assert_eq!(status.code(), Some(0));
+
+    let sent = done(&url, &["publish", "/drain", "still here", "--confirm"]);
+    assert_eq!(sent, "confirmed: 1 socket on 2 nodes\n");
+    staying.expect("still here").await;
+
+    // The node that is asked, by its id.
+    let id = sandbox.nodes[2].id().await;
+    let answer = done_json(&url, &["drain", "--yes", "--node", &id]);
+    assert_eq!(answer, json!({"node": id, "status": "draining"}));
+    let status = sandbox.nodes[2].process().exited().await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn only_a_node_that_is_meant_is_drained() {
+    let config = Sandbox::config().nodes(2);
+    let sandbox = config.clone().start().await;
+    let twin = config.node(1, &sandbox.nats).start().await;
+    let url = sandbox.api(0).base();
+    eventually("the twin is known", async || {
+        let nodes = done_json(url, &["nodes"]);
+        nodes["nodes"].as_array().map(Vec::len) == Some(3)
+    })
+    .await;
+
+    let said = failed(url, &["drain", "--node", "node-1"], 1);
+    assert!(said.contains(&twin.id().await), "{said}");
+    let said = failed(url, &["drain", "--node", "node-9"], 1);
+    assert!(said.contains("node-9"), "{said}");
+    failed(url, &["drain"], 64);
+    for (body, status) in [
+        (json!({"node": "ffffffffffff"}), 404),
+        (json!({"node": "node-0"}), 400),
+        (json!({}), 400),
+        (json!({"node": "ffffffffffff", "x": 1}), 400),
+    ] {
+        assert_eq!(
+            sandbox.api(0).post("drain", body.clone()).await.status,
+            status,
+            "{body}"
+        );
+    }
+    // Those who may send may not stop nodes.
+    let batch = sandbox
+        .api(0)
+        .post("batch", json!([{"drain": {"node": twin.id().await}}]));
+    assert_eq!(batch.await.ok()[0]["error"]["code"], "bad_request");
+    let up = done_json(url, &["nodes"]);
+    let up = up["nodes"].as_array().expect("a list");
+    assert!(up.iter().all(|node| node["state"] == "up"), "{up:?}");
+}
+
+// === tail ===
+
+/// `unisono tail` while it runs.
+struct Tail {
+    process: Process,
+    _directory: TempDir,
+}
+
+impl Tail {
+    /// Returns when all nodes are watched.
+    async fn start(url: &str, args: &[&str], nodes: usize) -> Self {
+        let directory = TempDir::with_prefix("unisono-tail-").expect("a temporary directory");
+        let mut command = unisono();
+        command.env("UNISONO_URL", url).arg("tail").args(args);
+        let mut tail = Self {
+            process: Process::spawn("tail", command, directory.path(), ""),
+            _directory: directory,
+        };
+        if args.contains(&"--json") {
+            let begun = tail.line(r#""kind":"tail""#).await;
+            assert!(begun.contains(&format!("\"reached\":{nodes}")), "{begun}");
+        } else {
+            tail.says(&format!("watching {nodes} nodes")).await;
+        }
+        tail
+    }
+
+    /// The first line that has this in it.
+    async fn line(&mut self, part: &str) -> String {
+        eventually(&format!("a line with {part}"), async || {
+            let lines = self.process.stdout();
+            let found = lines.lines().find(|line| line.contains(part));
+            found.map(str::to_owned).ok_or(lines)
+        })
+        .await
+    }
+
+    async fn says(&mut self, part: &str) {
+        eventually(&format!("it says {part}"), async || {
+            let said = self.process.stderr();
+            if said.contains(part) {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_tail_shows_what_passes_on_every_node() {
+    let sandbox = Sandbox::start(3).await;
+    let mut a = sandbox.client(0, "/tail/a").await;
+    let url = sandbox.api(2).base();
+    let mut tail = Tail::start(url, &["room:/tail/*"], 3).await;
+
+    a.send("hi", json!({"n": 1})).await;
+    let line = tail.line("\"hi\"").await;
+    for part in [
+        " node-0 publish ",
+        "/tail/a",
+        &format!("from {}", a.id),
+        r#"{"n":1}"#,
+    ] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    sandbox
+        .api(1)
+        .publish("/elsewhere", "unwanted", json!(1))
+        .await;
+    sandbox
+        .api(1)
+        .publish("/tail/b", "bye", json!("\u{9b}31m"))
+        .await;
+    let line = tail.line("\"bye\"").await;
+    assert!(
+        line.contains(" node-1 publish ") && !line.contains('\u{9b}'),
+        "{line}"
+    );
+    let mut b = sandbox.client(2, "/tail/b").await;
+    tail.line(" node-2 joined ").await;
+    b.close(1000, "").await;
+    tail.line(" node-2 left ").await;
+    let all = tail.process.stdout();
+    assert!(!all.contains("unwanted"), "{all}");
+    assert_eq!(all.matches("\"bye\"").count(), 1, "{all}");
+}
+
+#[tokio::test]
+async fn a_tail_of_a_socket_shows_what_it_gets_and_does() {
+    let sandbox = Sandbox::start(3).await;
+    let mut a = sandbox.client(0, "/tail").await;
+    let b = sandbox.client(1, "/tail").await;
+    let url = sandbox.api(2).base();
+    let filter = format!("socket:{}", a.id);
+    let mut tail = Tail::start(url, &[&filter, "--json"], 3).await;
+
+    sandbox.api(1).emit(&b.id, "unwanted", json!(1)).await;
+    sandbox
+        .api(1)
+        .emit(&a.id, "emitted", json!({"a": [1, 2]}))
+        .await;
+    sandbox.api(1).publish("/tail", "published", json!(1)).await;
+    a.send("sent", json!(1)).await;
+    a.join("/more").await;
+    a.close(4000, "enough").await;
+
+    let parse = |line: String| serde_json::from_str::<Value>(&line).expect("JSON");
+    let emitted = parse(tail.line("\"emitted\"").await);
+    let expected = json!({"kind": "emit", "node": a.node, "socket": a.id, "event": "emitted",
+        "data": {"a": [1, 2]}, "status": "delivered", "at": emitted["at"]});
+    assert_eq!(emitted, expected);
+    let delivered = parse(tail.line("\"published\"").await);
+    assert_eq!(delivered["kind"], "deliver");
+    assert_eq!(delivered["room"], "/tail");
+    let sent = parse(tail.line("\"sent\"").await);
+    assert_eq!(
+        (&sent["kind"], &sent["from"]),
+        (&json!("publish"), &json!(a.id))
+    );
+    assert_eq!(parse(tail.line("\"joined\"").await)["room"], "/more");
+    tail.line("\"closed\"").await;
+    assert!(!tail.process.stdout().contains("unwanted"));
+}
+
+#[tokio::test]
+async fn a_tail_of_events_goes_by_their_names() {
+    let sandbox = Sandbox::start(2).await;
+    let long = "x".repeat(5_000);
+    let mut short = Tail::start(sandbox.api(0).base(), &["event:order.*"], 2).await;
+    let mut full = Tail::start(sandbox.api(1).base(), &["event:order.*", "--full"], 2).await;
+
+    sandbox.api(0).broadcast("other", json!(1)).await;
+    sandbox.api(0).broadcast("order.paid", json!(long)).await;
+
+    let line = short.line("order.paid").await;
+    assert!(
+        line.contains("broadcast") && line.contains("(5002 bytes)") && line.len() < 500,
+        "{line}"
+    );
+    let line = full.line("order.paid").await;
+    assert!(line.contains(&long), "{line}");
+    assert!(!short.process.stdout().contains("other"));
+}
+
+#[tokio::test]
+async fn a_tail_counts_what_it_cannot_show() {
+    let sandbox = Sandbox::start(2).await;
+    let mut tail = Tail::start(sandbox.api(0).base(), &["--full"], 2).await;
+    tail.process.freeze();
+    let large = json!("x".repeat(60_000));
+    for _ in 0..500 {
+        sandbox
+            .api(1)
+            .publish("/flood", "drop", large.clone())
+            .await;
+    }
+    tail.process.thaw();
+    tail.says("more on node-1, faster than they could be shown")
+        .await;
+    sandbox.api(1).publish("/flood", "after", json!(1)).await;
+    tail.line("\"after\"").await;
+    eventually("each is shown or counted", async || {
+        let shown = tail.process.stdout().matches("\"drop\"").count();
+        let said = tail.process.stderr();
+        let missed = said.lines().filter_map(|line| {
+            let (count, _) = line.split_once(" more on node-1")?;
+            count.rsplit(' ').next()?.parse::<usize>().ok()
+        });
+        let sum = shown + missed.sum::<usize>();
+        if sum == 500 { Ok(()) } else { Err(said) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tail_follows_nodes_that_come_and_says_who_goes() {
+    let config = Sandbox::config().nodes(2);
+    let mut sandbox = config.clone().start().await;
+    let mut tail = Tail::start(sandbox.api(0).base(), &[], 2).await;
+    let third = config.node(2, &sandbox.nats).start().await;
+    tail.says(&format!("{} is up", third.id().await)).await;
+    third.api().broadcast("from the third", json!(1)).await;
+    tail.line("from the third").await;
+    sandbox.nodes[1].kill();
+    tail.says("node-1 is down").await;
+    third.api().broadcast("without the second", json!(1)).await;
+    tail.line("without the second").await;
+
+    sandbox.nodes[0].kill();
+    assert_eq!(tail.process.exited().await.code(), Some(1));
+    tail.says("the node has ended the tail").await;
+}
+
+#[tokio::test]
+async fn a_node_has_so_many_tails_and_no_more() {
+    let node = Node::alone("").await;
+    let watch = || {
+        node.api()
+            .request(Method::GET, "/api/v1/tail?filter=room:/a")
+            .send()
+    };
+    let mut tails = vec![];
+    for _ in 0..8 {
+        tails.push(watch().await.expect("an answer"));
+    }
+    assert!(tails.iter().all(|tail| tail.status() == 200));
+    assert_eq!(
+        node.api().get("/api/v1/tail").await.refusal(),
+        (503, "busy")
+    );
+    failed(node.api().base(), &["tail"], 1);
+    drop(tails);
+    eventually("there is a place", async || {
+        watch().await.expect("an answer").status() == 200
+    })
+    .await;
+    for query in ["filter=a", "filter=socket:1", "full=maybe", "unknown=1"] {
+        let answer = node.api().get(&format!("/api/v1/tail?{query}")).await;
+        assert_eq!(answer.refusal(), (400, "bad_request"), "{query}");
+    }
+    failed(node.api().base(), &["tail", "rooms:/a"], 64);
+}
+
+#[tokio::test]
+async fn a_tail_that_nobody_reads_ends() {
+    let node = Node::alone("").await;
+    let mut child = unisono()
+        .args(["tail", "--url", node.api().base()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("unisono runs");
+    drop(child.stdout.take());
+    let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("it is text");
+    assert!(said.contains("watching"), "{said}");
+    node.api().broadcast("news", json!(1)).await;
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use clap::Args;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
@@ -44,6 +45,15 @@ pub struct Api {
     http: Client,
     connection: Connection,
 }
+
+/// Lines of an answer that goes on.
+pub struct Lines {
+    response: Response,
+    read: BytesMut,
+}
+
+/// More than any line has.
+const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// More than any answer has.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -104,6 +114,28 @@ impl Api {
         }
     }
 
+    /// `GET` of lines that come for as long as somebody reads them.
+    pub async fn stream(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, Failure> {
+        let request = self.http.get(self.at(path, query));
+        let timeout = self.connection.timeout;
+        let sent = tokio::time::timeout(timeout, self.send(request)).await;
+        let mut response = sent.map_err(|_| self.silent())??;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let body = fetch::body(response, ANSWER_BYTES_MAX).await?;
+            let body = serde_json::from_slice(&body).unwrap_or_default();
+            return Err(self.refusal(status, &body));
+        }
+        // The first line says who takes part, and comes as soon as that is known.
+        let first = tokio::time::timeout(timeout, response.chunk()).await;
+        let first = first.map_err(|_| self.silent())?;
+        let first = first.map_err(|error| self.unreachable(&error))?;
+        Ok(Lines {
+            response,
+            read: first.unwrap_or_default().into(),
+        })
+    }
+
     async fn ask(&self, request: RequestBuilder) -> Result<(StatusCode, Value), Failure> {
         let request = request.timeout(self.connection.timeout);
         let response = self.send(request).await?;
@@ -145,8 +177,7 @@ impl Api {
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let url = &self.connection.url;
         if error.is_timeout() {
-            let timeout = humantime::format_duration(self.connection.timeout);
-            return Failure::Failed(format!("{url} does not answer within {timeout}"));
+            return self.silent();
         }
         // The first cause is the one that says something.
         let mut cause: &dyn Error = error;
@@ -156,6 +187,12 @@ impl Api {
         Failure::Failed(format!(
             "cannot reach {url}: {cause}\nIs a node running there? Say where with --url or UNISONO_URL."
         ))
+    }
+
+    fn silent(&self) -> Failure {
+        let url = &self.connection.url;
+        let timeout = humantime::format_duration(self.connection.timeout);
+        Failure::Failed(format!("{url} does not answer within {timeout}"))
     }
 
     /// The node said no, and what to do about it.
@@ -174,6 +211,30 @@ impl Api {
             Some(_) => "The key of --key or UNISONO_KEY has to be one of `api.keys` of the node.",
         };
         Failure::Failed(format!("{message}\n{advice}"))
+    }
+}
+
+impl Lines {
+    /// The next line; none when the node has ended it.
+    pub async fn next_line(&mut self) -> Result<Option<String>, Failure> {
+        let mut searched = 0;
+        loop {
+            let end = self.read[searched..].iter().position(|byte| *byte == b'\n');
+            if let Some(end) = end {
+                let line = self.read.split_to(searched + end + 1);
+                let line = String::from_utf8_lossy(&line);
+                return Ok(Some(line.trim_end().to_owned()));
+            }
+            searched = self.read.len();
+            if searched > LINE_BYTES_MAX {
+                return Err(Failure::Failed("a line has no end".to_owned()));
+            }
+            // A connection that breaks is an end like any other.
+            match self.response.chunk().await {
+                Ok(Some(chunk)) => self.read.extend_from_slice(&chunk),
+                Ok(None) | Err(_) => return Ok(None),
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Answered, Handled, Refreshed, Session};
 use crate::app::{Frame, Job, Message};
 use crate::auth::{Denied, Grant};
 use crate::events::{Event, Kind, NoAck};
+use crate::tail::{self, Passed};
 
 impl Session {
     /// Hands what a client sent to its handler; back, where there is none.
@@ -38,8 +39,23 @@ impl Session {
         if !handlers.handle(&job) {
             return Some(payload);
         }
+        self.show(&payload);
         self.run_handler(id.clone(), job, ctx);
         None
+    }
+
+    /// Shows what goes to the application, to whoever watches.
+    fn show(&self, payload: &Payload) {
+        let tails = &self.worker.shared.tails;
+        if tails.on() {
+            tails.show(&Passed {
+                room: Some(&self.home),
+                from: Some(self.id),
+                user: self.grant().user.as_ref(),
+                payload: Some(payload),
+                ..Passed::new(tail::Kind::Message)
+            });
+        }
     }
 
     /// Has a handler do something. Nothing more is read before it is through.
@@ -89,6 +105,7 @@ impl Session {
         payload: &Payload,
         ctx: &mut Context<Self>,
     ) {
+        self.show(payload);
         let event = Event {
             kind: Kind::Message(payload),
             socket: Some(self.id),
