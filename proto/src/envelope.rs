@@ -1,5 +1,7 @@
 //! What is sent to sockets, and what nodes ask of each other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
@@ -142,6 +144,10 @@ pub enum Request {
     Occupancy,
     /// "I publish to this room and count: say zero if you do not listen to it."
     NotSubscribed(RoomName),
+    /// "Drain, and stop."
+    Drain,
+    /// "What has passed you since I last asked?"
+    Tail(TailQuery),
 }
 
 /// Which sockets a [`Request::Act`] means.
@@ -176,6 +182,19 @@ pub enum Act {
         /// After how many milliseconds.
         after_ms: u64,
     },
+}
+
+/// A look at what passes a node. It renews a lease, or begins it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailQuery {
+    /// The lease, by a number that whoever watches has drawn.
+    pub id: u64,
+    /// What is wanted; anything, where it is empty.
+    pub filters: Vec<String>,
+    /// Most bytes of a payload.
+    pub data_bytes: usize,
+    /// How long to wait where there is nothing.
+    pub wait: Duration,
 }
 
 /// One page of rooms.
@@ -215,6 +234,8 @@ pub enum Answer {
     Rooms(RoomsPage),
     /// To [`Request::Sockets`].
     Sockets(SocketsPage),
+    /// To [`Request::Tail`].
+    Tail(TailPage),
 }
 
 /// What became of a send to one socket.
@@ -249,6 +270,15 @@ pub struct SocketInfo {
     pub remote_addr: String,
     /// Bytes that wait to be written to it.
     pub queued_bytes: u64,
+}
+
+/// What has passed a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TailPage {
+    /// JSON objects.
+    pub lines: Vec<Bytes>,
+    /// How many there were since the lease began, with those that found no room.
+    pub seen: u64,
 }
 
 /// Rooms in the order of their names.

@@ -1,13 +1,15 @@
 //! Envelopes as bytes. The generated protobuf types stay in this file, so that the wire and the inner
 //! values can change apart from each other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
     Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, OccupiedRooms, Payload,
     Publication, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
-    Target, Text,
+    TailPage, TailQuery, Target, Text,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -215,6 +217,13 @@ fn write_request(request: &Request) -> pb::Request {
             limit: query.limit as u32,
         }),
         Request::NotSubscribed(room) => Kind::NotSubscribed(room.to_string()),
+        Request::Drain => Kind::Drain(pb::Probe {}),
+        Request::Tail(query) => Kind::Tail(pb::TailQuery {
+            id: query.id,
+            filters: query.filters.clone(),
+            data_bytes: query.data_bytes as u32,
+            wait_ms: query.wait.as_millis() as u32,
+        }),
     };
     pb::Request { kind: Some(kind) }
 }
@@ -237,6 +246,13 @@ fn read_request(message: pb::Request) -> Result<Request, WireError> {
             limit: query.limit as usize,
         }),
         Kind::NotSubscribed(room) => Request::NotSubscribed(read_room(&room)?),
+        Kind::Drain(pb::Probe {}) => Request::Drain,
+        Kind::Tail(query) => Request::Tail(TailQuery {
+            id: query.id,
+            filters: query.filters,
+            data_bytes: query.data_bytes as usize,
+            wait: Duration::from_millis(query.wait_ms.into()),
+        }),
     })
 }
 
@@ -342,6 +358,10 @@ fn write_answer(answer: &Answer) -> pb::Answer {
             count: page.count,
             more: page.more,
         }),
+        Answer::Tail(page) => Kind::Tail(pb::TailPage {
+            lines: page.lines.clone(),
+            seen: page.seen,
+        }),
     };
     pb::Answer { kind: Some(kind) }
 }
@@ -389,6 +409,10 @@ fn read_answer(message: pb::Answer) -> Result<Answer, WireError> {
                 .collect::<Result<_, WireError>>()?,
             count: page.count,
             more: page.more,
+        }),
+        Kind::Tail(page) => Answer::Tail(TailPage {
+            lines: page.lines,
+            seen: page.seen,
         }),
     })
 }
@@ -546,6 +570,15 @@ mod tests {
                 Request::Sockets(SocketsQuery { room, after, limit })
             }),
             room().prop_map(Request::NotSubscribed),
+            Just(Request::Drain),
+            (any::<u64>(), "\\PC{0,9}", 0..9999u64).prop_map(|(id, filter, ms)| {
+                Request::Tail(TailQuery {
+                    id,
+                    filters: vec![filter],
+                    data_bytes: 9,
+                    wait: Duration::from_millis(ms),
+                })
+            }),
         ]
         .prop_map(Body::Request)
     }
@@ -579,6 +612,12 @@ mod tests {
                     sockets: vec![(id, None)],
                     count,
                     more,
+                })
+            }),
+            ("\\PC{0,9}", any::<u64>()).prop_map(|(line, seen)| {
+                Answer::Tail(TailPage {
+                    lines: vec![line.into()],
+                    seen,
                 })
             }),
         ]

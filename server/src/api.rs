@@ -3,6 +3,7 @@
 mod access;
 mod body;
 mod sse;
+mod tail;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,11 +17,11 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, web};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use cluster::{LinkState, Sent};
+use cluster::{CallError, LinkState, Sent};
 use futures_util::future::LocalBoxFuture;
 use proto::client::from_object;
-use proto::envelope::{Act, RoomsQuery, SocketsQuery, Status, Target};
-use proto::{Audience, RoomName, SocketId, UserName};
+use proto::envelope::{Act, Request, RoomsQuery, SocketsQuery, Status, Target};
+use proto::{Audience, NodeId, RoomName, SocketId, UserName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -32,7 +33,7 @@ use crate::hooks::Actions;
 use crate::seldom::Seldom;
 use crate::unisono::{Nodes, PublishError, Unisono};
 use crate::worker::Worker;
-use body::{Broadcast, Disconnect, Emit, Membership, Publish, Whom};
+use body::{Broadcast, Disconnect, Drain, Emit, Membership, Publish, Whom};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -66,11 +67,13 @@ pub fn app(
         .service(at("/disconnect", web::post().to(disconnect)))
         .service(at("/join", web::post().to(join)))
         .service(at("/leave", web::post().to(leave)))
+        .service(at("/drain", web::post().to(drain)))
         .service(at("/batch", web::post().to(batch)))
         .service(at("/sockets/{id}", web::get().to(socket)))
         .service(at("/rooms", web::get().to(rooms)))
         .service(at("/rooms/sockets", web::get().to(room_sockets)))
         .service(at("/nodes", web::get().to(nodes)))
+        .service(at("/tail", web::get().to(tail::tail)))
         .default_service(web::to(no_such_path));
     let body_bytes_max = worker.shared.config.api.body_bytes;
     App::new()
@@ -302,15 +305,36 @@ async fn do_leave(unisono: &Unisono, body: Membership) -> ApiResult {
     act(unisono, Whom::of(body.to, None, body.user)?, leave, "left").await
 }
 
+/// Only over HTTP: whoever may send messages over NATS, or has them sent by a webhook's answer, need not be
+/// allowed to stop nodes.
+async fn drain(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+    let Drain { node } = read(&body)?;
+    let node = NodeId::parse(&node).map_err(|error| ApiError::bad(format!("`{node}`: {error}")))?;
+    let no_such_node = || ApiError::not_found("no such node is up");
+    let shared = &unisono.shared;
+    if node == shared.node {
+        shared.drain_wanted.notify_one();
+    } else {
+        let peers = shared.cluster.peers().await;
+        if !peers.iter().any(|peer| peer.id == node) {
+            return Err(no_such_node());
+        }
+        let asked = shared.cluster.call(node, Request::Drain, None).await;
+        asked.map_err(|error| match error {
+            CallError::NodeGone => no_such_node(),
+            CallError::Timeout => ApiError::unavailable("the node does not answer"),
+        })?;
+    }
+    Ok(answer(
+        json!({ "node": node.to_string(), "status": "draining" }),
+    ))
+}
+
 // === queries ===
 
 async fn socket(unisono: Handle, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
     let id = socket_id(&path)?;
-    let unavailable = |_| ApiError {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        code: "unavailable",
-        message: "the node of the socket does not answer".to_owned(),
-    };
+    let unavailable = |_| ApiError::unavailable("the node of the socket does not answer");
     match unisono.socket(id).await.map_err(unavailable)? {
         Some(socket) => Ok(answer(json!({
             "id": id.to_string(),
@@ -613,6 +637,14 @@ impl ApiError {
         Self {
             status: StatusCode::NOT_FOUND,
             code: "not_found",
+            message: message.to_owned(),
+        }
+    }
+
+    fn unavailable(message: &str) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "unavailable",
             message: message.to_owned(),
         }
     }

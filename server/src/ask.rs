@@ -134,7 +134,12 @@ impl Kind {
             Request::Socket(_) => Self::Socket,
             Request::Rooms(query) => Self::Rooms(query.limit),
             Request::Sockets(query) => Self::Sockets(query.limit),
-            Request::Probe | Request::Occupancy | Request::NotSubscribed(_) => Self::Pong,
+            // The last two are the node's own business.
+            Request::Probe
+            | Request::Occupancy
+            | Request::NotSubscribed(_)
+            | Request::Drain
+            | Request::Tail(_) => Self::Pong,
         }
     }
 

@@ -1,4 +1,14 @@
-//! The command line.
+//! The command line: a node to be served, and clients of a running cluster.
+
+mod act;
+mod connection;
+mod drain;
+mod health;
+mod list;
+mod outcome;
+mod print;
+mod send;
+mod tail;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -6,7 +16,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -15,10 +26,22 @@ use crate::app::App;
 use crate::auth::{TokenArgs, mint};
 use crate::config::{AuthMode, Config, Drain, Loaded, Log, LogFormat, Sources};
 use crate::server::Server;
+use connection::{Api, Asking};
+use outcome::{Done, EXIT_USAGE, Failure, Outcome};
 
 /// A WebSocket server of which any number of nodes act as one
 #[derive(Parser)]
-#[command(name = "unisono", version, arg_required_else_help = false)]
+#[command(
+    name = "unisono",
+    version,
+    arg_required_else_help = false,
+    after_help = "Examples:\n  \
+        unisono                                  start a node, alone, on http://127.0.0.1:8080\n  \
+        unisono --nats nats://127.0.0.1:4222     start a node of a cluster\n  \
+        unisono nodes                            see who is there\n  \
+        unisono publish /chat 'new message' '{\"text\":\"hi\"}'\n\n\
+        Exit status: 0, 1 failed, 64 wrong use. Every command has a --help with examples."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -29,36 +52,85 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start a node (the same as no command)
-    Serve,
+    Serve(Settings),
     /// Print the configuration in effect, with every default and its comment, secrets hidden
-    Config,
+    Config(Settings),
     /// Check the configuration and say what is wrong with it
-    CheckConfig,
+    CheckConfig(Settings),
     /// Print a token for a client, signed with the secret of [auth], for trying things out
-    Token(TokenArgs),
+    Token(Minting),
+    #[command(flatten)]
+    Client(Client),
+    /// Print a script that completes this command line in a shell
+    #[command(after_help = "Examples:\n  \
+        source <(unisono completions bash)\n  \
+        unisono completions zsh > ~/.zfunc/_unisono\n  \
+        unisono completions fish > ~/.config/fish/completions/unisono.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 #[derive(Args)]
-struct Settings {
-    /// The configuration file; without it, `unisono.toml` in the working directory, if there is one
-    #[arg(long, short, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where to serve clients and the HTTP API
-    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
-    listen: Option<String>,
-    /// A NATS server, as nats://host:port; may be given several times
-    #[arg(long, global = true, value_name = "URL")]
-    nats: Vec<String>,
-    /// The name of this node, for people
-    #[arg(long, global = true, value_name = "NAME")]
-    node_name: Option<String>,
-    /// Any key of the configuration, as `sockets.max=1000`; may be given several times
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
-    set: Vec<(String, String)>,
+struct Minting {
+    #[command(flatten)]
+    token: TokenArgs,
+    #[command(flatten)]
+    settings: Settings,
 }
 
-/// `EX_USAGE` of `sysexits.h`: wrong use, a configuration that cannot be.
-const EXIT_USAGE: u8 = 64;
+/// What asks a running cluster.
+#[derive(Subcommand)]
+enum Client {
+    /// List the nodes of the cluster
+    Nodes(Asking<list::Nodes>),
+    /// List the rooms that have members, by name
+    Rooms(Asking<list::Rooms>),
+    /// List the sockets of a room, by id
+    Sockets(Asking<list::Sockets>),
+    /// Describe a socket: its node, its rooms, its user
+    Socket(Asking<list::Socket>),
+    /// Send an event to sockets, or to all sockets of a user
+    Emit(Asking<send::Emit>),
+    /// Send an event to a room
+    Publish(Asking<send::Publish>),
+    /// Send an event to every socket of the cluster
+    Broadcast(Asking<send::Broadcast>),
+    /// Close sockets: by id, all of a room, or all of a user
+    Disconnect(Asking<act::Disconnect>),
+    /// Make sockets members of a room
+    Join(Asking<act::Join>),
+    /// Take sockets out of a room
+    Leave(Asking<act::Leave>),
+    /// Drain a node, which then stops, as on SIGTERM
+    Drain(Asking<drain::Drain>),
+    /// Show live what passes, on every node
+    Tail(Asking<tail::Tail>),
+    /// Ask a node whether it is ready for clients
+    Health(Asking<health::Health>),
+}
+
+/// Where a node's configuration comes from.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Configuration")]
+struct Settings {
+    /// The configuration file; without it, `unisono.toml` in the working directory, if there is one
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve clients and the HTTP API
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// A NATS server, as nats://host:port; may be given several times
+    #[arg(long, value_name = "URL")]
+    nats: Vec<String>,
+    /// The name of this node, for people
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Any key of the configuration, as `sockets.max=1000`; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
 
 /// Runs an application as a program: reads the command line and the configuration, serves until a signal, and
 /// says with which status to end. The flags, files and variables are those of the program `unisono`.
@@ -79,31 +151,61 @@ pub fn run(app: App) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    let loaded = match cli.settings.sources().load() {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            eprintln!("unisono: {error}");
-            return ExitCode::from(EXIT_USAGE);
-        }
-    };
+    outcome::exit(obey(app, cli))
+}
+
+fn obey(app: App, cli: Cli) -> Outcome {
+    let before = cli.settings;
     match cli.command {
-        Some(Command::Config) => print!("{}", loaded.text),
-        Some(Command::CheckConfig) => println!("the configuration is fine"),
-        Some(Command::Token(args)) => match mint(&args, &loaded.config.auth, SystemTime::now()) {
-            Ok(token) => println!("{token}"),
-            Err(error) => {
-                eprintln!("unisono: {error:#}");
-                return ExitCode::FAILURE;
-            }
-        },
-        Some(Command::Serve) | None => {
-            if let Err(error) = serve(app, loaded) {
-                eprintln!("unisono: {error:#}");
-                return ExitCode::FAILURE;
-            }
+        None => serve(app, before.load()?)?,
+        Some(Command::Serve(settings)) => serve(app, before.and(settings).load()?)?,
+        Some(Command::Config(settings)) => print::print(&before.and(settings).load()?.text)?,
+        Some(Command::CheckConfig(settings)) => {
+            before.and(settings).load()?;
+            print::line("the configuration is fine")?;
+        }
+        Some(Command::Token(Minting { token, settings })) => {
+            let loaded = before.and(settings).load()?;
+            let token = mint(&token, &loaded.config.auth, SystemTime::now())?;
+            print::line(&token)?;
+        }
+        Some(Command::Client(client)) => return client.run(),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "unisono", &mut script);
+            print::print(&String::from_utf8_lossy(&script))?;
         }
     }
-    ExitCode::SUCCESS
+    Ok(Done::All)
+}
+
+impl Client {
+    fn run(self) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        macro_rules! ask {
+            ($asking:expr) => {{
+                let Asking { what, connection } = $asking;
+                runtime.block_on(what.run(&Api::new(connection)?))
+            }};
+        }
+        match self {
+            Self::Nodes(asking) => ask!(asking),
+            Self::Rooms(asking) => ask!(asking),
+            Self::Sockets(asking) => ask!(asking),
+            Self::Socket(asking) => ask!(asking),
+            Self::Emit(asking) => ask!(asking),
+            Self::Publish(asking) => ask!(asking),
+            Self::Broadcast(asking) => ask!(asking),
+            Self::Disconnect(asking) => ask!(asking),
+            Self::Join(asking) => ask!(asking),
+            Self::Leave(asking) => ask!(asking),
+            Self::Drain(asking) => ask!(asking),
+            Self::Tail(asking) => ask!(asking),
+            Self::Health(asking) => ask!(asking),
+        }
+    }
 }
 
 fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
@@ -165,7 +267,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
     })
 }
 
-/// SIGTERM drains. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
+/// SIGTERM drains, and so does a request of the API. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
 /// signal ends the process at once.
 async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -176,7 +278,10 @@ async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
             _ = interrupt.recv() => (Duration::ZERO, Duration::ZERO),
         }
     };
-    let (delay, window) = asked().await;
+    let (delay, window) = tokio::select! {
+        asked = asked() => asked,
+        () = server.drain_wanted() => (drain.delay, drain.window),
+    };
     tokio::select! {
         () = server.drain(delay, window) => {}
         _ = asked() => warn!("a second signal: the rest of the drain is left out"),
@@ -254,6 +359,23 @@ fn start_log(log: &Log) {
 }
 
 impl Settings {
+    /// What is given before the command, and what after it, which wins.
+    fn and(mut self, after: Self) -> Self {
+        self.nats.extend(after.nats);
+        self.set.extend(after.set);
+        Self {
+            config: after.config.or(self.config),
+            listen: after.listen.or(self.listen),
+            node_name: after.node_name.or(self.node_name),
+            ..self
+        }
+    }
+
+    fn load(&self) -> Result<Loaded, Failure> {
+        let loaded = self.sources().load();
+        loaded.map_err(|error| Failure::Usage(error.to_string()))
+    }
+
     fn sources(&self) -> Sources {
         let mut flags = Vec::new();
         if let Some(listen) = &self.listen {

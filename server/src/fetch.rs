@@ -1,4 +1,5 @@
-//! HTTP to the application and to key servers: nothing is followed, nothing is read without end.
+//! HTTP to the application and to key servers, and from the command line to a node: nothing is followed, nothing is
+//! read without end.
 
 use std::time::Duration;
 

@@ -60,6 +60,7 @@ mod outside;
 mod seldom;
 mod shared;
 mod signature;
+mod tail;
 mod vital;
 
 mod api;

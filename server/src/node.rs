@@ -9,7 +9,7 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
 use cluster::{Event, Gathered, Sent};
 use futures_util::stream::unfold;
-use proto::envelope::Answer;
+use proto::envelope::{Answer, Request};
 use proto::{Audience, RoomName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -20,6 +20,7 @@ use crate::events::{self, Kind};
 use crate::registry::{Deliver, Drain, Gap, Ready};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
+use crate::tail::{self, Passed};
 use crate::unisono::Unisono;
 use crate::vital::Vital;
 
@@ -108,6 +109,9 @@ impl Handler<Publish> for Node {
     type Result = ();
 
     fn handle(&mut self, Publish { delivery, report }: Publish, _: &mut Context<Self>) {
+        if self.shared.tails.on() {
+            self.show(&delivery, matches!(report, Report::Here));
+        }
         self.deliver(&delivery);
         let cluster = &self.shared.cluster;
         let publication = delivery.publication().clone();
@@ -203,6 +207,23 @@ impl StreamHandler<Event> for Node {
                 responder,
                 permit,
             } => {
+                let request = match request {
+                    Request::Drain => {
+                        self.shared.drain_wanted.notify_one();
+                        return responder.respond(Answer::Pong);
+                    }
+                    Request::Tail(query) => {
+                        let (tails, cluster) =
+                            (Arc::clone(&self.shared.tails), self.shared.cluster.clone());
+                        actix_rt::spawn(async move {
+                            let page = tails.take(query, |bytes| cluster.fits(bytes)).await;
+                            // Whoever asks knows what it means when it is no page.
+                            responder.respond(page.map_or(Answer::Pong, Answer::Tail));
+                        });
+                        return;
+                    }
+                    request => request,
+                };
                 let answer = self.workers.ask(request, permit.as_ref());
                 actix_rt::spawn(async move {
                     responder.respond(answer.await);
@@ -293,6 +314,21 @@ impl Node {
         for registry in self.chosen(workers) {
             registry.do_send(Deliver(Arc::clone(delivery)));
         }
+    }
+
+    fn show(&self, delivery: &Delivery, everywhere: bool) {
+        let publication = delivery.publication();
+        let (kind, room) = match &publication.to {
+            Audience::Room(room) => (tail::Kind::Publish, Some(room)),
+            Audience::Everyone => (tail::Kind::Broadcast, None),
+        };
+        self.shared.tails.show(&Passed {
+            room,
+            from: publication.from,
+            payload: Some(&publication.payload),
+            everywhere,
+            ..Passed::new(kind)
+        });
     }
 
     fn tell_application(&self, room: &RoomName, kind: Kind) {

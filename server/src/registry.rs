@@ -30,6 +30,7 @@ use crate::room::{self, OnceTable, Room};
 use crate::rules::{Lifecycle, Rule};
 use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, Wake};
 use crate::shared::{Shared, now_ms};
+use crate::tail::{self, Passed};
 use crate::vital::Vital;
 
 /// A session is there; it joins its first room, and is open once it has.
@@ -231,6 +232,12 @@ impl Handler<Closed> for Registry {
             self.tell_member(&socket, room, Kind::Left);
             self.remove_member(room, id);
         }
+        if self.shared.tails.on() && socket.open {
+            self.shared.tails.show(&Passed {
+                close: Some(&close),
+                ..socket.passed(tail::Kind::Closed)
+            });
+        }
         if let (true, Some(home)) = (socket.open, &socket.home) {
             self.tell(&socket, &home.rule, &home.room, Kind::Closed(&close));
         }
@@ -290,6 +297,9 @@ impl Handler<Deliver> for Registry {
     type Result = ();
 
     fn handle(&mut self, Deliver(delivery): Deliver, _: &mut Context<Self>) {
+        if self.shared.tails.on() {
+            self.show_delivery(&delivery);
+        }
         match &delivery.publication().to {
             Audience::Room(name) => {
                 let now = Instant::now();
@@ -372,7 +382,11 @@ impl Handler<Ask> for Registry {
             }
             Request::Socket(id) => Answer::Socket(self.describe(id)),
             Request::Rooms(query) => Answer::Rooms(self.page(&query)),
-            Request::Probe | Request::Occupancy | Request::NotSubscribed(_) => Answer::Pong,
+            Request::Probe
+            | Request::Occupancy
+            | Request::NotSubscribed(_)
+            | Request::Drain
+            | Request::Tail(_) => Answer::Pong,
         };
         let _ = reply.send(answer);
     }
@@ -561,6 +575,9 @@ impl Registry {
             let session = match self.sockets.get(&id) {
                 Some(socket) if socket.open => &socket.session,
                 _ => {
+                    if self.shared.tails.on() {
+                        self.show_act(id, act, Status::NotFound);
+                    }
                     vote.clone().vote(id, Status::NotFound);
                     continue;
                 }
@@ -582,6 +599,9 @@ impl Registry {
                 }
                 Act::Leave(room) => self.leave(id, room),
             };
+            if self.shared.tails.on() {
+                self.show_act(id, act, status);
+            }
             vote.clone().vote(id, status);
         }
     }
@@ -623,14 +643,72 @@ impl Registry {
     }
 
     fn tell_member(&self, socket: &Socket, room: &RoomName, kind: Kind) {
+        if self.shared.tails.on() {
+            let kind = match kind {
+                Kind::Left => tail::Kind::Left,
+                _ => tail::Kind::Joined,
+            };
+            self.shared.tails.show(&Passed {
+                room: Some(room),
+                ..socket.passed(kind)
+            });
+        }
         let entry = self.rooms.get(room);
         if let Some(rule) = entry.and_then(|entry| entry.rule.as_ref()) {
             self.tell(socket, rule, room, kind);
         }
     }
 
+    /// Shows a publication at each socket that is watched and gets it.
+    fn show_delivery(&self, delivery: &Delivery) {
+        let publication = delivery.publication();
+        let room = match &publication.to {
+            Audience::Room(room) => Some(room),
+            Audience::Everyone => None,
+        };
+        for id in self.shared.tails.sockets() {
+            let Some(socket) = self.sockets.get(&id).filter(|socket| socket.open) else {
+                continue;
+            };
+            let member = room.is_none_or(|room| socket.rooms.contains(room));
+            if member && !delivery.excludes(id) {
+                self.shared.tails.show(&Passed {
+                    room,
+                    from: publication.from,
+                    payload: Some(&publication.payload),
+                    ..socket.passed(tail::Kind::Deliver)
+                });
+            }
+        }
+    }
+
+    fn show_act(&self, id: SocketId, act: &Act, status: Status) {
+        let Act::Emit { payload, from } = act else {
+            return;
+        };
+        let user = self
+            .sockets
+            .get(&id)
+            .and_then(|socket| socket.session.user.as_ref());
+        self.shared.tails.show(&Passed {
+            socket: Some(id),
+            user,
+            from: *from,
+            payload: Some(payload),
+            status: Some(status),
+            ..Passed::new(tail::Kind::Emit)
+        });
+    }
+
     fn tell_admitted(&self, id: SocketId, room: &RoomName, opened: bool) {
         if let Some(socket) = self.sockets.get(&id) {
+            if opened && self.shared.tails.on() {
+                let opened = socket.passed(tail::Kind::Opened);
+                self.shared.tails.show(&Passed {
+                    room: Some(room),
+                    ..opened
+                });
+            }
             if let (true, Some(home)) = (opened, &socket.home) {
                 self.tell(socket, &home.rule, &home.room, Kind::Opened);
             }
@@ -664,6 +742,17 @@ impl Registry {
         let more = rooms.len() > query.limit;
         rooms.truncate(query.limit);
         RoomsPage { rooms, more }
+    }
+}
+
+impl Socket {
+    /// Something that passes it.
+    fn passed(&self, kind: tail::Kind) -> Passed<'_> {
+        Passed {
+            socket: Some(self.session.id),
+            user: self.session.user.as_ref(),
+            ..Passed::new(kind)
+        }
     }
 }
 

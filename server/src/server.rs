@@ -17,7 +17,7 @@ use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use crate::api;
@@ -34,6 +34,7 @@ use crate::rate::{Addresses, Limit};
 use crate::rebalance;
 use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
+use crate::tail::Tails;
 use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
 use crate::worker::{self, Connection};
@@ -176,6 +177,8 @@ impl Server {
         let shared = Arc::new(Shared {
             events: Events::new(cluster.clone(), budget.clone(), hooks, timeout),
             curious: is_curious(&config),
+            tails: Tails::new(node_id),
+            drain_wanted: Notify::new(),
             routes: app.routes,
             auth,
             addresses,
@@ -239,6 +242,11 @@ impl Server {
     /// The handle for applications.
     pub fn unisono(&self) -> Unisono {
         self.unisono.clone()
+    }
+
+    /// Waits until somebody asks, through the API of any node, that this one be drained: see [`Server::drain`].
+    pub async fn drain_wanted(&self) {
+        self.unisono.shared.drain_wanted.notified().await;
     }
 
     /// Takes the node out of service: not ready at once, then, after `delay`, the sockets are closed evenly

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use cluster::{Budget, Cluster, LinkState};
 use metrics_exporter_prometheus::PrometheusHandle;
 use proto::NodeId;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::app::Routes;
@@ -14,6 +15,7 @@ use crate::auth::Auth;
 use crate::config::Config;
 use crate::events::Events;
 use crate::rate::Addresses;
+use crate::tail::Tails;
 
 /// Settings, the way to other nodes, and the counts that make up a node's load.
 pub struct Shared {
@@ -43,6 +45,10 @@ pub struct Shared {
     pub addresses: Option<Mutex<Addresses>>,
     /// Somebody wants to see the headers of handshakes.
     pub curious: bool,
+    /// Who watches what passes.
+    pub tails: Arc<Tails>,
+    /// Another node, or the API, wants this one to drain.
+    pub drain_wanted: Notify,
     pub(crate) once: AtomicU64,
     /// Since when there is no bus.
     pub(crate) bus_away: Mutex<Option<Instant>>,

@@ -5,6 +5,7 @@ mod auth;
 mod backends;
 mod bad_input;
 mod browser;
+mod cli;
 mod cluster;
 mod config;
 mod examples;

@@ -75,6 +75,12 @@ pub(super) struct Membership {
     pub(super) room: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drain {
+    pub(super) node: String,
+}
+
 /// Whom a request means.
 pub(super) enum Whom {
     Sockets(Vec<String>),

@@ -14,6 +14,7 @@ use super::{Answered, Handled, Refreshed, Session};
 use crate::app::{Frame, Job, Message};
 use crate::auth::{Denied, Grant};
 use crate::events::{Event, Kind, NoAck};
+use crate::tail::{self, Passed};
 
 /// Whether common readers of JSON take the data: nested at most 128 deep, no lone surrogates, no numbers beyond a
 /// double. One client's event must not make a whole request unreadable to an application.
@@ -49,8 +50,23 @@ impl Session {
         if !handlers.handle(&job) {
             return Some(payload);
         }
+        self.show(&payload);
         self.run_handler(id.clone(), job, ctx);
         None
+    }
+
+    /// Shows what goes to the application, to whoever watches.
+    fn show(&self, payload: &Payload) {
+        let tails = &self.worker.shared.tails;
+        if tails.on() {
+            tails.show(&Passed {
+                room: Some(&self.home),
+                from: Some(self.id),
+                user: self.grant().user.as_ref(),
+                payload: Some(payload),
+                ..Passed::new(tail::Kind::Message)
+            });
+        }
     }
 
     /// Has a handler do something. Nothing more is read before it is through.
@@ -104,6 +120,7 @@ impl Session {
             let why = "data that not every program can read: too deep, half a character, or a number too large";
             return self.refuse_event(id, payload, (ErrorCode::BadMessage, why));
         }
+        self.show(payload);
         let event = Event {
             kind: Kind::Message(payload),
             socket: Some(self.id),
