@@ -12,6 +12,7 @@ pub mod rules;
 mod app;
 
 mod cli;
+mod log;
 mod server;
 
 mod worker;

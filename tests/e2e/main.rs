@@ -15,6 +15,7 @@ mod hooks;
 mod http;
 mod laravel;
 mod limits;
+mod log;
 mod nginx;
 mod occupancy;
 mod sockets;
