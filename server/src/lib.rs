@@ -36,6 +36,7 @@ mod delivery;
 mod events;
 mod hooks;
 mod laravel;
+mod meters;
 mod outside;
 mod seldom;
 mod shared;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use actix::{AsyncContext, Context};
 use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,6 +25,7 @@ use crate::config::{AuthMode, Config};
 use crate::events::Events;
 use crate::hooks::Hooks;
 use crate::laravel::{self, Broadcast};
+use crate::meters::Meters;
 use crate::node::{DrainAll, Node};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
@@ -83,6 +83,14 @@ impl Server {
         if !config.laravel.redis_url.is_empty() {
             config.rules.guard_private();
         }
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(64),
+            workers => workers,
+        };
+        // Before anything is there that counts.
+        let meters = Meters::start(workers)?;
         let outside = outside::start()?;
         // There once the node is, which nobody can act upon before.
         let late = Arc::new(OnceLock::<Unisono>::new());
@@ -129,16 +137,6 @@ impl Server {
                 ..nats
             }),
         )?;
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(64),
-            workers => workers,
-        };
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let prometheus = recorder.handle();
-        // A second node in one process, as in tests, shares the first one's.
-        let _ = metrics::set_global_recorder(recorder);
         let limit = Limit {
             rate: config.sockets.handshake_rate,
             burst: config.sockets.handshake_burst,
@@ -158,7 +156,7 @@ impl Server {
             load: counts,
             name,
             started_at_ms,
-            prometheus,
+            meters,
             once: AtomicU64::new(1),
             bus_away: Mutex::new(None),
         });

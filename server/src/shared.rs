@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use cluster::{Budget, Cluster, LinkState};
-use metrics_exporter_prometheus::PrometheusHandle;
 use proto::NodeId;
 use tokio::time::Instant;
 
 use crate::app::Routes;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::delivery::Wire;
 use crate::events::Events;
+use crate::meters::Meters;
 use crate::rate::Addresses;
 
 /// Settings, the way to other nodes, and the counts that make up a node's load.
@@ -31,8 +32,8 @@ pub struct Shared {
     pub name: String,
     /// When the node started, in milliseconds since 1970.
     pub started_at_ms: u64,
-    /// Renders the metrics.
-    pub prometheus: PrometheusHandle,
+    /// What is measured.
+    pub meters: Meters,
     /// Who may come, and what is known of them.
     pub auth: Auth,
     /// The way to the application outside.
@@ -53,6 +54,8 @@ pub struct Shared {
 pub struct Counts {
     /// Sockets, from the door's yes to the end of the session.
     pub sockets: AtomicUsize,
+    /// The same, by wire.
+    pub wires: [AtomicUsize; Wire::COUNT],
     /// Connections that are no sockets.
     pub connections: AtomicUsize,
     /// Rooms with members on this node.
@@ -65,6 +68,8 @@ pub struct Counts {
 pub struct Slot {
     counts: Arc<Counts>,
     count: fn(&Counts) -> &AtomicUsize,
+    /// Of a socket.
+    wire: Option<Wire>,
 }
 
 impl Shared {
@@ -92,16 +97,34 @@ impl Shared {
     /// The metrics, as Prometheus reads them.
     pub fn metrics(&self) -> String {
         let counts = &self.load;
-        for (name, count) in [
-            ("unisono_sockets", &counts.sockets),
-            ("unisono_connections", &counts.connections),
-            ("unisono_rooms", &counts.rooms),
-        ] {
-            metrics::gauge!(name).set(count.load(Ordering::Relaxed) as f64);
+        let settings = &self.config.sockets;
+        for wire in [Wire::WebSocket, Wire::EventStream] {
+            let sockets = counts.wires[wire as usize].load(Ordering::Relaxed);
+            metrics::gauge!("unisono_sockets", "wire" => wire.as_str()).set(sockets as f64);
         }
+        let is = |yes| if yes { 1.0 } else { 0.0 };
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed) as f64;
         let connected = self.cluster.link() == LinkState::Connected;
-        metrics::gauge!("unisono_bus_connected").set(if connected { 1.0 } else { 0.0 });
-        self.prometheus.render()
+        for (name, value) in [
+            ("unisono_ready", is(self.readiness().is_ok())),
+            (
+                "unisono_draining",
+                is(counts.draining.load(Ordering::Relaxed)),
+            ),
+            ("unisono_connections", load(&counts.connections)),
+            ("unisono_rooms", load(&counts.rooms)),
+            ("unisono_inflight_bytes", self.budget.taken() as f64),
+            ("unisono_bus_connected", is(connected)),
+            ("unisono_hook_events_waiting", self.events.waiting() as f64),
+            // They do not change, but a second node of the process, as in tests, has others.
+            ("unisono_sockets_max", settings.max as f64),
+            ("unisono_connections_max", settings.connections as f64),
+            ("unisono_inflight_bytes_max", settings.inflight_bytes as f64),
+        ] {
+            metrics::gauge!(name).set(value);
+        }
+        metrics::gauge!("unisono_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        self.meters.render()
     }
 
     /// A number for one send to several rooms.
@@ -117,9 +140,12 @@ pub fn now_ms() -> u64 {
 }
 
 impl Counts {
-    /// A place for a socket, unless `max` are taken.
-    pub fn socket(self: &Arc<Self>, max: usize) -> Option<Slot> {
-        Slot::take(self, |counts| &counts.sockets, max)
+    /// A place for a socket on that wire, unless `max` are taken.
+    pub fn socket(self: &Arc<Self>, wire: Wire, max: usize) -> Option<Slot> {
+        let mut slot = Slot::take(self, |counts| &counts.sockets, max)?;
+        self.wires[wire as usize].fetch_add(1, Ordering::Relaxed);
+        slot.wire = Some(wire);
+        Some(slot)
     }
 
     /// A place for a connection that is no socket, unless `max` are taken.
@@ -137,6 +163,7 @@ impl Slot {
         Some(Self {
             counts: Arc::clone(counts),
             count,
+            wire: None,
         })
     }
 }
@@ -144,5 +171,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.count)(&self.counts).fetch_sub(1, Ordering::Relaxed);
+        if let Some(wire) = self.wire {
+            self.counts.wires[wire as usize].fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }

@@ -16,6 +16,7 @@ mod http;
 mod laravel;
 mod limits;
 mod log;
+mod metrics;
 mod nginx;
 mod occupancy;
 mod sockets;
