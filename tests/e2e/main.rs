@@ -1,5 +1,6 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
+mod alarms;
 mod applications;
 mod auth;
 mod backends;
