@@ -45,6 +45,15 @@ impl Budget {
         ))
     }
 
+    /// Bytes that are taken.
+    pub fn taken(&self) -> usize {
+        self.bytes_max as usize
+            - self
+                .semaphore
+                .available_permits()
+                .min(self.bytes_max as usize)
+    }
+
     /// Something larger than the whole budget passes alone.
     fn cost(&self, payload_bytes: usize) -> u32 {
         u32::try_from(payload_bytes + FIXED_BYTES)

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::Counter;
 use proto::envelope::{self, Answer, Body, Heartbeat, Publication, Request};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -229,6 +230,13 @@ enum Input {
     OccupancyWanted,
 }
 
+/// Counts messages of one direction, without a look for the counters at each.
+#[derive(Clone)]
+struct Traffic {
+    messages: Counter,
+    bytes: Counter,
+}
+
 enum RoomOp {
     Subscribe(RoomName),
     Unsubscribe(RoomName),
@@ -330,6 +338,7 @@ impl Cluster {
                 }
             }
         } else {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
             lock(&self.missed).lose(&publication.to);
         }
         Sent::LocalOnly
@@ -521,6 +530,13 @@ fn lock(missed: &Mutex<Missed>) -> std::sync::MutexGuard<'_, Missed> {
     missed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Traffic {
+    fn count(&self, payload: &Bytes) {
+        self.messages.increment(1);
+        self.bytes.increment(payload.len() as u64);
+    }
+}
+
 impl Missed {
     fn lose_parcel(&mut self, parcel: Parcel) {
         if let What::Body(body, _) = parcel.what {
@@ -547,11 +563,19 @@ impl Node {
             events: self.events.clone(),
             inputs,
             data: self.data.clone(),
+            traffic: Traffic {
+                messages: metrics::counter!("unisono_bus_received_messages_total"),
+                bytes: metrics::counter!("unisono_bus_received_bytes_total"),
+            },
         };
         let writer = Writer {
             bus: Rc::clone(&bus),
             node: self.config.node,
             missed: Arc::clone(&self.missed),
+            traffic: Traffic {
+                messages: metrics::counter!("unisono_bus_sent_messages_total"),
+                bytes: metrics::counter!("unisono_bus_sent_bytes_total"),
+            },
         };
         let (there, there_receiver) = watch::channel(false);
         let control = Control {
@@ -602,6 +626,8 @@ impl Node {
             unsaid: VecDeque::new(),
             retractable: VecDeque::new(),
             snapshot_wanted: false,
+            nodes: metrics::gauge!("unisono_nodes"),
+            connects: metrics::counter!("unisono_bus_connects_total"),
             config: self.config,
         };
         let broken = async {

@@ -356,6 +356,16 @@ impl Publication {
 }
 
 impl Status {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Delivered,
+        Self::NotFound,
+        Self::NodeGone,
+        Self::Dropped,
+        Self::Timeout,
+        Self::Invalid,
+    ];
+
     /// The word for it in the API.
     pub fn as_str(self) -> &'static str {
         match self {

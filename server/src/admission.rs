@@ -13,7 +13,9 @@ use tracing::warn;
 
 use crate::app::{Accept, Context, Inner, Refuse, Socket};
 use crate::auth::{Denied, Grant};
+use crate::delivery::Wire;
 use crate::handshake::Handshake;
+use crate::meters;
 use crate::rules::{Pattern, Rule};
 use crate::shared::{Shared, Slot};
 use crate::unisono::Unisono;
@@ -36,14 +38,27 @@ pub struct Admitted {
 }
 
 /// Asks everybody who has a say, in the order of what it costs to ask.
-pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted, Refusal> {
+pub async fn admit(shared: &Shared, wire: Wire, handshake: Handshake) -> Result<Admitted, Refusal> {
+    let admitted = decide(shared, wire, handshake).await;
+    match &admitted {
+        Ok(_) => meters::accepted(),
+        Err(refusal) => meters::refused(&refusal.status),
+    }
+    admitted
+}
+
+async fn decide(
+    shared: &Shared,
+    wire: Wire,
+    mut handshake: Handshake,
+) -> Result<Admitted, Refusal> {
     handshake.peer = shared
         .auth
         .client_address(handshake.peer, &handshake.headers);
     if let Some(addresses) = &shared.addresses {
         let mut addresses = addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if !addresses.take(handshake.peer.ip(), Instant::now()) {
-            metrics::counter!("unisono_rate_limited_total").increment(1);
+            meters::rate_limited("handshake");
             return Err(Refusal {
                 header: "Retry-After: 1\r\n",
                 ..Refusal::of(
@@ -66,7 +81,7 @@ pub async fn admit(shared: &Shared, mut handshake: Handshake) -> Result<Admitted
         let message = "the node is about to stop";
         return Err(Refusal::unavailable("draining", message));
     }
-    let Some(slot) = shared.load.socket(shared.config.sockets.max) else {
+    let Some(slot) = shared.load.socket(wire, shared.config.sockets.max) else {
         return Err(Refusal::unavailable("full", "the node is full"));
     };
     shared.auth.check_origin(&handshake)?;

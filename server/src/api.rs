@@ -7,6 +7,7 @@ mod tail;
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix_web::body::MessageBody;
@@ -474,9 +475,14 @@ fn health(unisono: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
 }
 
 async fn metrics_text(unisono: Handle) -> HttpResponse {
-    HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4"))
-        .body(unisono.shared.metrics())
+    // On a thread of its own: to count open files, of which every socket is one, may take a while.
+    let shared = Arc::clone(&unisono.shared);
+    match web::block(move || shared.metrics()).await {
+        Ok(text) => HttpResponse::Ok()
+            .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4"))
+            .body(text),
+        Err(_) => HttpResponse::InternalServerError().finish(),
+    }
 }
 
 /// A path with its route; other methods are told so.

@@ -20,11 +20,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
-use crate::config::{AuthMode, Config, Drain, Loaded, Log, LogFormat, Sources};
+use crate::config::{AuthMode, Config, Drain, Loaded, Sources};
+use crate::log;
 use crate::server::Server;
 use connection::{Api, Asking};
 use outcome::{Done, EXIT_USAGE, Failure, Outcome};
@@ -209,7 +209,7 @@ impl Client {
 }
 
 fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
-    start_log(&config.log);
+    log::start(&config.log);
     refuse_huge_pages();
     match file {
         Some(file) => info!(file = %file.display(), "configuration"),
@@ -337,24 +337,6 @@ fn refuse_huge_pages() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         info!(%error, "huge pages cannot be refused");
-    }
-}
-
-fn start_log(log: &Log) {
-    // What the client of NATS has to say, `cluster` says, unless somebody asks for it.
-    let level = match log.level.contains(cluster::CLIENT_LOG_TARGET) {
-        true => log.level.clone(),
-        false => format!("{}=off,{}", cluster::CLIENT_LOG_TARGET, log.level),
-    };
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }
 

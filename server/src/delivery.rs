@@ -143,7 +143,16 @@ pub fn payload_frame(
 }
 
 impl Wire {
-    const COUNT: usize = 2;
+    /// How many there are.
+    pub const COUNT: usize = 2;
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::EventStream => "event_stream",
+        }
+    }
 
     /// A text for a client.
     pub fn text(self, text: &[u8]) -> Bytes {

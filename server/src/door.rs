@@ -26,7 +26,9 @@ use tracing::debug;
 
 use crate::admission::admit;
 use crate::api;
+use crate::delivery::Wire;
 use crate::handshake::Handshake;
+use crate::meters;
 use crate::session::{Arrival, Session};
 use crate::shared::Slot;
 use crate::websocket::handshake::{self, Refusal, Upgrade, Wanted};
@@ -149,12 +151,14 @@ impl Door {
                 let status = "431 Request Header Fields Too Large";
                 let refusal =
                     Refusal::of(status, "head_too_large", "the request head is too large");
+                meters::refused(&refusal.status);
                 return connection.refuse(&refusal).await;
             }
             Ok(Err(HeadError::Io)) => return,
             Err(_) => {
                 let status = "408 Request Timeout";
                 let refusal = Refusal::of(status, "timeout", "the request head took too long");
+                meters::refused(&refusal.status);
                 return connection.refuse(&refusal).await;
             }
         };
@@ -176,6 +180,7 @@ impl Door {
             Ok(Decision::Socket(..)) if connection.admin => {
                 let refusal =
                     Refusal::of("404 Not Found", "not_found", "no sockets are served here");
+                meters::refused(&refusal.status);
                 connection.refuse(&refusal).await;
             }
             Ok(Decision::Socket(upgrade, headers)) => {
@@ -187,7 +192,7 @@ impl Door {
                     user: None,
                     parameters: Vec::new(),
                 };
-                match Box::pin(admit(&self.worker.shared, handshake)).await {
+                match Box::pin(admit(&self.worker.shared, Wire::WebSocket, handshake)).await {
                     Ok(admitted) => {
                         let arrival = Arrival {
                             response: upgrade.response(),
@@ -200,7 +205,10 @@ impl Door {
                     Err(refusal) => connection.refuse(&refusal).await,
                 }
             }
-            Err(refusal) => connection.refuse(&refusal).await,
+            Err(refusal) => {
+                meters::refused(&refusal.status);
+                connection.refuse(&refusal).await;
+            }
         }
     }
 

@@ -31,6 +31,7 @@ pub mod rules;
 mod app;
 
 mod cli;
+mod log;
 mod server;
 
 mod worker;
@@ -56,6 +57,7 @@ mod events;
 mod fetch;
 mod hooks;
 mod laravel;
+mod meters;
 mod outside;
 mod seldom;
 mod shared;

@@ -17,6 +17,7 @@ use crate::api;
 use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::events::{self, Kind};
+use crate::meters::Source;
 use crate::registry::{Deliver, Drain, Gap, Ready};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
@@ -28,6 +29,8 @@ use crate::vital::Vital;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Publish {
+    /// From where.
+    source: Source,
     /// What.
     delivery: Arc<Delivery>,
     /// Who wants to know how far it went.
@@ -108,7 +111,13 @@ impl Actor for Node {
 impl Handler<Publish> for Node {
     type Result = ();
 
-    fn handle(&mut self, Publish { delivery, report }: Publish, _: &mut Context<Self>) {
+    fn handle(&mut self, publish: Publish, _: &mut Context<Self>) {
+        let Publish {
+            source,
+            delivery,
+            report,
+        } = publish;
+        self.shared.meters.published(source);
         if self.shared.tails.on() {
             self.show(&delivery, matches!(report, Report::Here));
         }
@@ -190,6 +199,7 @@ impl StreamHandler<Event> for Node {
                 responder,
                 permit,
             } => {
+                self.shared.meters.published(Source::Bus);
                 let delivery = match responder {
                     None => Delivery::new(publication, origin, permit),
                     Some(responder) => {
@@ -275,13 +285,17 @@ impl StreamHandler<Event> for Node {
 
 impl Publish {
     /// A publication of which nobody wants to know how far it went.
-    pub fn quietly(delivery: Arc<Delivery>) -> Self {
-        Self::reported(delivery, Report::None)
+    pub fn quietly(source: Source, delivery: Arc<Delivery>) -> Self {
+        Self::reported(source, delivery, Report::None)
     }
 
     /// A publication of which somebody does.
-    pub fn reported(delivery: Arc<Delivery>, report: Report) -> Self {
-        Self { delivery, report }
+    pub fn reported(source: Source, delivery: Arc<Delivery>, report: Report) -> Self {
+        Self {
+            source,
+            delivery,
+            report,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use tokio_util::time::{DelayQueue, delay_queue};
 
 use crate::delivery::{Delivery, payload_frame};
 use crate::events::{Event, Kind};
+use crate::meters::{self, Tally};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
 use crate::rules::{Lifecycle, Rule};
@@ -199,7 +200,11 @@ impl Handler<Open> for Registry {
     ) {
         let id = session.id;
         if let Some(user) = session.user.clone() {
-            self.users.entry(user).or_default().insert(id);
+            let sockets = self.users.entry(user.clone()).or_default();
+            if sockets.is_empty() {
+                self.shared.meters.user(&user, true);
+            }
+            sockets.insert(id);
         }
         let socket = Socket {
             session,
@@ -222,6 +227,7 @@ impl Handler<Closed> for Registry {
         let Some(socket) = self.sockets.remove(&id) else {
             return;
         };
+        meters::closed(&close);
         if let Some(wake) = &socket.wake {
             self.wakes.try_remove(wake);
         }
@@ -311,10 +317,11 @@ impl Handler<Deliver> for Registry {
             }
             Audience::Everyone => {
                 let mut reached = 0;
+                let mut handed = self.tally().publishing();
                 for (id, socket) in &self.sockets {
                     let wanted = socket.open && !delivery.excludes(*id);
                     let session = &socket.session;
-                    if wanted && session.offer(delivery.frame(session.wire)) {
+                    if wanted && session.offer(delivery.frame(session.wire), 1, &mut handed) {
                         reached += 1;
                     }
                 }
@@ -336,9 +343,9 @@ impl Handler<Gap> for Registry {
             }
             None => {
                 let text = gap_text(None, reason);
-                for socket in self.sockets.values().filter(|socket| socket.open) {
-                    socket.session.tell(&text);
-                }
+                let sockets = self.sockets.values().filter(|socket| socket.open);
+                let told = sockets.filter(|socket| socket.session.tell(&text)).count();
+                meters::gap(reason, told as u64);
             }
         }
     }
@@ -449,6 +456,10 @@ impl Registry {
         }
     }
 
+    fn tally(&self) -> &Arc<Tally> {
+        self.shared.meters.tally(self.worker)
+    }
+
     fn join(&mut self, id: SocketId, room: &RoomName, done: Option<Vote>) {
         let rooms_max = self.shared.config.sockets.rooms_per_socket;
         let refused = match self.sockets.get(&id) {
@@ -465,13 +476,14 @@ impl Registry {
         }
         let (node, worker) = (&self.node, self.worker);
         let rules = &self.shared.config.rules;
+        let tally = self.shared.meters.tally(worker);
         let entry = self.rooms.entry(room.clone()).or_insert_with(|| {
             node.do_send(Occupied {
                 room: room.clone(),
                 worker,
             });
             RoomEntry {
-                addr: Room::new(room.clone()).start(),
+                addr: Room::new(room.clone(), Arc::clone(tally)).start(),
                 rule: rules.find(room).cloned(),
                 members: 0,
                 ready: false,
@@ -575,6 +587,9 @@ impl Registry {
             let session = match self.sockets.get(&id) {
                 Some(socket) if socket.open => &socket.session,
                 _ => {
+                    if let Act::Emit { .. } = act {
+                        self.tally().emitted(Status::NotFound);
+                    }
                     if self.shared.tails.on() {
                         self.show_act(id, act, Status::NotFound);
                     }
@@ -622,6 +637,7 @@ impl Registry {
             ids.remove(&id);
             if ids.is_empty() {
                 self.users.remove(user);
+                self.shared.meters.user(user, false);
             }
         }
     }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::delivery::Delivery;
+use crate::meters::{self, Tally};
 use crate::session::{Disconnect, Joined, Left, SessionRef};
 use crate::vital::Vital;
 
@@ -77,6 +78,7 @@ pub struct Room {
     name: RoomName,
     members: IndexMap<SocketId, SessionRef>,
     pending: Vec<Arc<Delivery>>,
+    tally: Arc<Tally>,
     _vital: Vital,
 }
 
@@ -139,9 +141,9 @@ impl Handler<Gap> for Room {
     fn handle(&mut self, Gap(reason): Gap, _: &mut Context<Self>) {
         self.flush();
         let text = gap_text(Some(&self.name), reason);
-        for session in self.members.values() {
-            session.tell(&text);
-        }
+        let members = self.members.values();
+        let told = members.filter(|session| session.tell(&text)).count();
+        meters::gap(reason, told as u64);
     }
 }
 
@@ -180,11 +182,12 @@ impl Handler<List> for Room {
 
 impl Room {
     /// A room without members.
-    pub fn new(name: RoomName) -> Self {
+    pub fn new(name: RoomName, tally: Arc<Tally>) -> Self {
         Self {
             name,
             members: IndexMap::new(),
             pending: Vec::new(),
+            tally,
             _vital: Vital("room"),
         }
     }
@@ -196,7 +199,8 @@ impl Room {
             return;
         }
         // Made for a wire when its first member is met.
-        let batches: [OnceCell<Vec<Bytes>>; 2] = Default::default();
+        let batches: [OnceCell<Vec<Batch>>; 2] = Default::default();
+        let mut handed = self.tally.publishing();
         let left_out: HashSet<SocketId> = pending
             .iter()
             .flat_map(|delivery| &delivery.publication().except)
@@ -206,13 +210,13 @@ impl Room {
             if !left_out.is_empty() && left_out.contains(id) {
                 let theirs = pending.iter().filter(|delivery| !delivery.excludes(*id));
                 for batch in put_together(theirs.map(|delivery| delivery.frame(session.wire))) {
-                    session.offer(&batch);
+                    session.offer(&batch.frames, batch.messages, &mut handed);
                 }
             } else {
                 let frames = || pending.iter().map(|delivery| delivery.frame(session.wire));
                 let batches = batches[session.wire as usize].get_or_init(|| put_together(frames()));
                 for batch in batches {
-                    session.offer(batch);
+                    session.offer(&batch.frames, batch.messages, &mut handed);
                 }
             }
         }
@@ -220,9 +224,10 @@ impl Room {
 
     fn deliver_each(&mut self, delivery: &Delivery, once: Option<&Once>) {
         let mut reached = 0;
+        let mut handed = self.tally.publishing();
         for (id, session) in &self.members {
             let wanted = !delivery.excludes(*id) && once.is_none_or(|once| once.first(*id));
-            if wanted && session.offer(delivery.frame(session.wire)) {
+            if wanted && session.offer(delivery.frame(session.wire), 1, &mut handed) {
                 reached += 1;
             }
         }
@@ -242,8 +247,14 @@ impl Once {
     }
 }
 
+/// Frames that are one piece now.
+struct Batch {
+    frames: Bytes,
+    messages: u64,
+}
+
 /// Frames, put together up to [`BATCH_BYTES_MAX`]. One frame alone is not copied.
-fn put_together<'a>(frames: impl Iterator<Item = &'a Bytes>) -> Vec<Bytes> {
+fn put_together<'a>(frames: impl Iterator<Item = &'a Bytes>) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut gathered: Vec<&Bytes> = Vec::new();
     let mut bytes = 0;
@@ -262,8 +273,9 @@ fn put_together<'a>(frames: impl Iterator<Item = &'a Bytes>) -> Vec<Bytes> {
     batches
 }
 
-fn concat(frames: &[&Bytes], bytes: usize) -> Bytes {
-    match frames {
+fn concat(frames: &[&Bytes], bytes: usize) -> Batch {
+    let messages = frames.len() as u64;
+    let frames = match frames {
         [frame] => Bytes::clone(frame),
         frames => {
             let mut batch = BytesMut::with_capacity(bytes);
@@ -272,7 +284,8 @@ fn concat(frames: &[&Bytes], bytes: usize) -> Bytes {
             }
             batch.freeze()
         }
-    }
+    };
+    Batch { frames, messages }
 }
 
 /// Sends to several rooms of which copies may still be on their way, by the number of the send.
@@ -343,10 +356,12 @@ mod tests {
         let large = Bytes::from(vec![0; BATCH_BYTES_MAX]);
         let frames = [&small, &small, &large, &small];
         let batches = put_together(frames.into_iter());
-        let sizes: Vec<_> = batches.iter().map(Bytes::len).collect();
+        let sizes: Vec<_> = batches.iter().map(|batch| batch.frames.len()).collect();
         assert_eq!(sizes, [10, BATCH_BYTES_MAX, 5]);
-        assert_eq!(batches[0], "smallsmall");
-        assert_eq!(batches[1].as_ptr(), large.as_ptr(), "one alone is shared");
+        assert_eq!(batches[0].frames, "smallsmall");
+        assert_eq!(batches[0].messages, 2);
+        let alone = batches[1].frames.as_ptr();
+        assert_eq!(alone, large.as_ptr(), "one alone is shared");
     }
 
     #[tokio::test(start_paused = true)]

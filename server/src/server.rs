@@ -12,7 +12,6 @@ use actix::{AsyncContext, Context};
 use anyhow::Context as _;
 use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use futures_util::FutureExt;
-use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +27,7 @@ use crate::config::{AuthMode, Config};
 use crate::events::Events;
 use crate::hooks::Hooks;
 use crate::laravel::{self, Broadcast};
+use crate::meters::Meters;
 use crate::node::{DrainAll, Node};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
@@ -112,6 +112,14 @@ impl Server {
                     _ => Guard::Prefixed,
                 });
         }
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(64),
+            workers => workers,
+        };
+        // Before anything is there that counts.
+        let meters = Meters::start(workers)?;
         let outside = outside::start()?;
         // There once the node is, which nobody can act upon before.
         let late = Arc::new(OnceLock::<Unisono>::new());
@@ -158,16 +166,6 @@ impl Server {
                 ..nats
             }),
         )?;
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(64),
-            workers => workers,
-        };
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let prometheus = recorder.handle();
-        // A second node in one process, as in tests, shares the first one's.
-        let _ = metrics::set_global_recorder(recorder);
         let limit = Limit {
             rate: config.sockets.handshake_rate,
             burst: config.sockets.handshake_burst,
@@ -189,7 +187,7 @@ impl Server {
             load: counts,
             name,
             started_at_ms,
-            prometheus,
+            meters,
             once: AtomicU64::new(1),
             bus_away: Mutex::new(None),
         });

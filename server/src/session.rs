@@ -32,6 +32,7 @@ use crate::app::{Done, Job, Socket};
 use crate::auth::{self, Grant, NOBODY};
 use crate::delivery::Wire;
 use crate::events::NoAck;
+use crate::meters::{self, Handed, Tally};
 use crate::rate::Used;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{Format, Rule};
@@ -152,6 +153,8 @@ struct Queue {
     overflowed: AtomicBool,
     /// Nothing that comes now is delivered any more.
     closed: AtomicBool,
+    /// Of the worker, which counts these bytes, too.
+    tally: Arc<Tally>,
 }
 
 /// What the door knows of a connection that it lets in.
@@ -438,10 +441,11 @@ impl Handler<Refreshed> for Session {
 // === impl SessionRef ===
 
 impl SessionRef {
-    /// Hands frames over. When they do not fit into the client's queue, they are not, and the client, who
-    /// has missed something now, is closed.
-    pub fn offer(&self, frames: &Bytes) -> bool {
+    /// Hands frames over, which hold so many messages. When they do not fit into the client's queue, they are
+    /// not, and the client, who has missed something now, is closed.
+    pub fn offer(&self, frames: &Bytes, messages: u64, handed: &mut Handed<'_>) -> bool {
         if self.queue.add(frames) {
+            handed.add(messages, outbox::cost(frames));
             self.send(Deliver(frames.clone()));
             return true;
         }
@@ -451,11 +455,10 @@ impl SessionRef {
         false
     }
 
-    /// Sends an event of the server's, to a client that understands such.
-    pub fn tell(&self, text: &str) {
-        if self.native {
-            self.offer(&self.wire.text(text.as_bytes()));
-        }
+    /// Sends an event of the server's, to a client that understands such, and says whether it was queued.
+    pub fn tell(&self, text: &str) -> bool {
+        let frame = || self.wire.text(text.as_bytes());
+        self.native && self.offer(&frame(), 1, &mut self.queue.tally.sending())
     }
 
     /// Sends a message to the actor.
@@ -486,13 +489,16 @@ impl SessionRef {
 
     /// As [`SessionRef::offer`], with the word for what became of it.
     pub fn emit(&self, frame: &Bytes) -> Status {
-        if !self.is_open() {
+        let tally = &self.queue.tally;
+        let status = if !self.is_open() {
             Status::NotFound
-        } else if self.offer(frame) {
+        } else if self.offer(frame, 1, &mut tally.sending()) {
             Status::Delivered
         } else {
             Status::Dropped
-        }
+        };
+        tally.emitted(status);
+        status
     }
 
     /// Bytes that wait for the client.
@@ -502,7 +508,8 @@ impl SessionRef {
 }
 
 impl Queue {
-    fn new(shared: &Shared) -> Arc<Self> {
+    fn new(worker: &Worker) -> Arc<Self> {
+        let shared = &worker.shared;
         let sockets = &shared.config.sockets;
         Arc::new(Self {
             bytes: AtomicUsize::new(0),
@@ -511,10 +518,11 @@ impl Queue {
             burst_max: sockets.queue_bytes.max(sockets.inflight_bytes),
             overflowed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            tally: Arc::clone(shared.meters.tally(worker.index)),
         })
     }
 
-    /// Counts frames, if there is room. Alone they fit always.
+    /// Counts frames, if there is room. Alone they fit always. The tally is the caller's business.
     fn add(&self, frames: &Bytes) -> bool {
         let cost = outbox::cost(frames);
         let before = self.bytes.fetch_add(cost, Ordering::Relaxed);
@@ -525,13 +533,28 @@ impl Queue {
         };
         let fits = before == 0 || before + cost <= max;
         if !fits {
-            self.remove(cost);
+            self.bytes.fetch_sub(cost, Ordering::Relaxed);
         }
         fits
     }
 
+    /// Counts frames past every limit.
+    fn force(&self, frames: &Bytes) {
+        let cost = outbox::cost(frames);
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.tally.queued(cost);
+    }
+
     fn remove(&self, cost: usize) {
         self.bytes.fetch_sub(cost, Ordering::Relaxed);
+        self.tally.unqueued(cost);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // What nobody will take any more.
+        self.tally.unqueued(*self.bytes.get_mut());
     }
 }
 
@@ -571,7 +594,7 @@ impl Session {
             socket: admitted.socket(id, &worker.unisono),
             decoder: Decoder::new(sockets.message_bytes),
             outbox: Outbox::default(),
-            queue: Queue::new(&worker.shared),
+            queue: Queue::new(&worker),
             stream: arrival.stream,
             peer: admitted.peer,
             rule: admitted.rule,
@@ -598,6 +621,7 @@ impl Session {
             slot: Arc::new(admitted.slot),
             worker,
         };
+        session.queue.tally.received(session.carry.len());
         session.push(arrival.response.into());
         session.start();
     }
@@ -650,8 +674,7 @@ impl Session {
         }
         self.queue.closed.store(true, Ordering::Relaxed);
         // Past every limit: it is the last.
-        let cost = outbox::cost(&frame);
-        self.queue.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.queue.force(&frame);
         self.outbox.push(frame);
         let timeout = self.shared().config.sockets.close_timeout;
         self.phase = Phase::Closing(Box::new(Closing {
@@ -669,6 +692,7 @@ impl Session {
         if !self.is_closing() {
             let dropped = self.outbox.drop_unwritten();
             self.queue.remove(dropped);
+            meters::slow();
             self.close(&Close::SLOW);
         }
     }
@@ -797,6 +821,9 @@ impl Session {
     }
 
     fn send_text(&mut self, text: &str) {
+        if !self.is_closing() {
+            self.queue.tally.sent_message();
+        }
         self.push(Wire::WebSocket.text(text.as_bytes()));
     }
 
@@ -806,6 +833,7 @@ impl Session {
             return;
         }
         if self.queue.add(&frame) {
+            self.queue.tally.queued(outbox::cost(&frame));
             self.outbox.push(frame);
         } else {
             self.close_slow();

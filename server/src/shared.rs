@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use cluster::{Budget, Cluster, LinkState};
-use metrics_exporter_prometheus::PrometheusHandle;
 use proto::NodeId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -13,7 +12,9 @@ use tokio::time::Instant;
 use crate::app::Routes;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::delivery::Wire;
 use crate::events::Events;
+use crate::meters::Meters;
 use crate::rate::Addresses;
 use crate::tail::Tails;
 
@@ -33,8 +34,8 @@ pub struct Shared {
     pub name: String,
     /// When the node started, in milliseconds since 1970.
     pub started_at_ms: u64,
-    /// Renders the metrics.
-    pub prometheus: PrometheusHandle,
+    /// What is measured.
+    pub meters: Meters,
     /// Who may come, and what is known of them.
     pub auth: Auth,
     /// The way to the application outside.
@@ -59,6 +60,8 @@ pub struct Shared {
 pub struct Counts {
     /// Sockets, from the door's yes to the end of the session.
     pub sockets: AtomicUsize,
+    /// The same, by wire.
+    pub wires: [AtomicUsize; Wire::COUNT],
     /// Connections that are no sockets.
     pub connections: AtomicUsize,
     /// Rooms with members on this node.
@@ -71,6 +74,8 @@ pub struct Counts {
 pub struct Slot {
     counts: Arc<Counts>,
     count: fn(&Counts) -> &AtomicUsize,
+    /// Of a socket.
+    wire: Option<Wire>,
 }
 
 impl Shared {
@@ -98,16 +103,34 @@ impl Shared {
     /// The metrics, as Prometheus reads them.
     pub fn metrics(&self) -> String {
         let counts = &self.load;
-        for (name, count) in [
-            ("unisono_sockets", &counts.sockets),
-            ("unisono_connections", &counts.connections),
-            ("unisono_rooms", &counts.rooms),
-        ] {
-            metrics::gauge!(name).set(count.load(Ordering::Relaxed) as f64);
+        let settings = &self.config.sockets;
+        for wire in [Wire::WebSocket, Wire::EventStream] {
+            let sockets = counts.wires[wire as usize].load(Ordering::Relaxed);
+            metrics::gauge!("unisono_sockets", "wire" => wire.as_str()).set(sockets as f64);
         }
+        let is = |yes| if yes { 1.0 } else { 0.0 };
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed) as f64;
         let connected = self.cluster.link() == LinkState::Connected;
-        metrics::gauge!("unisono_bus_connected").set(if connected { 1.0 } else { 0.0 });
-        self.prometheus.render()
+        for (name, value) in [
+            ("unisono_ready", is(self.readiness().is_ok())),
+            (
+                "unisono_draining",
+                is(counts.draining.load(Ordering::Relaxed)),
+            ),
+            ("unisono_connections", load(&counts.connections)),
+            ("unisono_rooms", load(&counts.rooms)),
+            ("unisono_inflight_bytes", self.budget.taken() as f64),
+            ("unisono_bus_connected", is(connected)),
+            ("unisono_hook_events_waiting", self.events.waiting() as f64),
+            // They do not change, but a second node of the process, as in tests, has others.
+            ("unisono_sockets_max", settings.max as f64),
+            ("unisono_connections_max", settings.connections as f64),
+            ("unisono_inflight_bytes_max", settings.inflight_bytes as f64),
+        ] {
+            metrics::gauge!(name).set(value);
+        }
+        metrics::gauge!("unisono_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        self.meters.render()
     }
 
     /// A number for one send to several rooms.
@@ -123,9 +146,12 @@ pub fn now_ms() -> u64 {
 }
 
 impl Counts {
-    /// A place for a socket, unless `max` are taken.
-    pub fn socket(self: &Arc<Self>, max: usize) -> Option<Slot> {
-        Slot::take(self, |counts| &counts.sockets, max)
+    /// A place for a socket on that wire, unless `max` are taken.
+    pub fn socket(self: &Arc<Self>, wire: Wire, max: usize) -> Option<Slot> {
+        let mut slot = Slot::take(self, |counts| &counts.sockets, max)?;
+        self.wires[wire as usize].fetch_add(1, Ordering::Relaxed);
+        slot.wire = Some(wire);
+        Some(slot)
     }
 
     /// A place for a connection that is no socket, unless `max` are taken.
@@ -143,6 +169,7 @@ impl Slot {
         Some(Self {
             counts: Arc::clone(counts),
             count,
+            wire: None,
         })
     }
 }
@@ -150,5 +177,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.count)(&self.counts).fetch_sub(1, Ordering::Relaxed);
+        if let Some(wire) = self.wire {
+            self.counts.wires[wire as usize].fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::ask::{Kind, Workers, group_by};
 use crate::delivery::Delivery;
+use crate::meters::{self, Source};
 use crate::node::{Node, Publish, Report};
 use crate::registry::Gap;
 use crate::shared::Shared;
@@ -183,7 +184,7 @@ impl Unisono {
         for (publication, permit) in self.publications(to, &payload, &except)? {
             let delivery = Delivery::new(publication, self.shared.node, permit);
             let (reply, sent) = oneshot::channel();
-            let publish = Publish::reported(delivery, Report::Sent(reply));
+            let publish = Publish::reported(Source::Api, delivery, Report::Sent(reply));
             self.node.do_send(publish);
             replies.push(sent);
         }
@@ -201,7 +202,8 @@ impl Unisono {
         match self.shared.budget.try_acquire(publication.payload.len()) {
             Some(permit) => {
                 let delivery = Delivery::new(publication, self.shared.node, permit);
-                self.node.do_send(Publish::reported(delivery, Report::Here));
+                let publish = Publish::reported(Source::Laravel, delivery, Report::Here);
+                self.node.do_send(publish);
             }
             None => {
                 let room = match publication.to {
@@ -234,7 +236,7 @@ impl Unisono {
             let (done, here) = oneshot::channel();
             let (reply, elsewhere) = oneshot::channel();
             let delivery = Delivery::counted(publication, self.shared.node, permit, done);
-            let publish = Publish::reported(delivery, Report::Confirmed(reply));
+            let publish = Publish::reported(Source::Api, delivery, Report::Confirmed(reply));
             self.node.do_send(publish);
             replies.push((here, elsewhere));
         }
@@ -315,6 +317,7 @@ impl Unisono {
                 elsewhere.push(async move { (ids, answer.await) });
             }
         }
+        let emit = matches!(act, Act::Emit { .. });
         async move {
             let mut statuses = HashMap::new();
             if let Some(here) = here
@@ -332,9 +335,17 @@ impl Unisono {
                     Err(CallError::Timeout) => {}
                 }
             }
-            let status = |id: Option<SocketId>| match id {
-                None => Status::Invalid,
-                Some(id) => statuses.get(&id).copied().unwrap_or(Status::Timeout),
+            let status = |id: Option<SocketId>| {
+                let status = match id {
+                    None => Status::Invalid,
+                    Some(id) => statuses.get(&id).copied().unwrap_or(Status::Timeout),
+                };
+                // The others are counted where the socket is.
+                let here = matches!(status, Status::Invalid | Status::NodeGone | Status::Timeout);
+                if emit && here {
+                    meters::emit_failed(status);
+                }
+                status
             };
             to.into_iter()
                 .zip(parsed)

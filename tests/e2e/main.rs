@@ -1,5 +1,6 @@
 //! The end-to-end suites: what the contract promises, asked of real processes.
 
+mod alarms;
 mod applications;
 mod auth;
 mod backends;
@@ -16,6 +17,8 @@ mod hooks;
 mod http;
 mod laravel;
 mod limits;
+mod log;
+mod metrics;
 mod nginx;
 mod occupancy;
 mod rebalance;

@@ -895,9 +895,13 @@ async fn metrics(node: &Node) -> String {
 
 #[track_caller]
 fn gauge(metrics: &str, name: &str) -> u64 {
-    let line = metrics
+    let values: Vec<u64> = metrics
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.parse().ok())
-        .unwrap_or_else(|| panic!("no {name} in {metrics}"))
+        .filter_map(|line| match line.strip_prefix(name)?.split_once(' ')? {
+            (labels, value) if labels.is_empty() || labels.starts_with('{') => value.parse().ok(),
+            _ => None,
+        })
+        .collect();
+    assert!(!values.is_empty(), "no {name} in {metrics}");
+    values.iter().sum()
 }

@@ -3,7 +3,7 @@
 use async_nats::Client as Bus;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
-use unisono_tests::{Client, Sandbox, Stream};
+use unisono_tests::{Client, Sandbox, Stream, eventually};
 
 const SECRET: &str = "a secret of the application, 32 bytes or more";
 
@@ -261,4 +261,20 @@ async fn all_of_it_goes_over_nats_too() {
     }
     let answer = ask(&bus, "emit", hello).await;
     assert_eq!(answer, on_all_nodes("delivered", 0));
+}
+
+#[tokio::test]
+async fn a_user_counts_once_on_each_node() {
+    let sandbox = sandbox().await;
+    let guests = Guests::come(&sandbox).await;
+    let users = async || {
+        let mut users = Vec::new();
+        for node in &sandbox.nodes {
+            users.push(node.metrics().await.get("unisono_users"));
+        }
+        users
+    };
+    assert_eq!(users().await, [1.0, 1.0, 2.0]);
+    drop(guests);
+    eventually("they are gone", async || users().await == [0.0; 3]).await;
 }

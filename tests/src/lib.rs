@@ -12,6 +12,7 @@ mod process;
 
 mod backend;
 mod endpoint;
+mod metrics;
 mod nats;
 mod nginx;
 mod node;
@@ -30,6 +31,7 @@ pub use browser::{Browser, Page};
 pub use client::{Client, Event, Refusal};
 pub use endpoint::{Endpoint, Reply, Request};
 pub use eventually::{Outcome, PATIENCE, eventually, within};
+pub use metrics::{Metrics, in_repository, promtool};
 pub use nats::{Nats, NatsConfig};
 pub use nginx::Nginx;
 pub use node::{Node, NodeConfig, unisono};

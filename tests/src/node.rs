@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::{Api, Client, Process, Stream, Wire, eventually, within};
+use crate::{Api, Client, Metrics, Process, Stream, Wire, eventually, within};
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -240,6 +241,13 @@ impl Node {
     /// A bare TCP connection.
     pub async fn wire(&self) -> Wire {
         Wire::connect(self.port).await
+    }
+
+    /// What `/metrics` says.
+    pub async fn metrics(&self) -> Metrics {
+        let answer = self.api.request(Method::GET, "/metrics").send().await;
+        let text = answer.expect("an answer").text().await;
+        Metrics::parse(text.expect("metrics are text"))
     }
 
     /// The process, for signals and for what the system knows of it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics::{Counter, Gauge};
 use proto::envelope::{self, Answer, Body, Heartbeat, OccupiedRooms, Publication, Request};
 use proto::{Audience, NodeId, RoomName};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,6 +83,9 @@ pub(super) struct Core<B> {
     pub(super) left_at: Option<Instant>,
     /// Somebody has missed some of this node's rooms.
     pub(super) snapshot_wanted: bool,
+    /// Nodes that are up, this one included.
+    pub(super) nodes: Gauge,
+    pub(super) connects: Counter,
 }
 
 impl<B: Bus> Core<B> {
@@ -196,6 +200,7 @@ impl<B: Bus> Core<B> {
         };
         let there = self.link.state() == LinkState::Connected;
         if !self.config.alone && (!there || self.data.try_send(parcel).is_err()) {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
             lock(&self.missed).lose(&audience);
             for peer in peers {
                 self.calls.fail(number, peer, CallError::Timeout);
@@ -376,6 +381,7 @@ impl<B: Bus> Core<B> {
                 let latest = heartbeat.occupancy;
                 if self.membership.heard(peer, heartbeat, now) {
                     info!(node = %peer, %name, "node up");
+                    self.count_nodes();
                     // Let it know of this one without the wait for the next turn.
                     self.send_heartbeat();
                 }
@@ -434,6 +440,7 @@ impl<B: Bus> Core<B> {
         self.silent.remove(&peer);
         if self.membership.down(peer) {
             info!(node = %peer, why, "node down");
+            self.count_nodes();
             self.forget_rooms(peer).await;
         }
     }
@@ -483,6 +490,8 @@ impl<B: Bus> Core<B> {
                 }
             }
         }
+        self.count_nodes();
+        self.connects.absolute(status.connections);
         self.there
             .send_replace(self.link.state() == LinkState::Connected);
         if !self.proving_link {
@@ -524,6 +533,10 @@ impl<B: Bus> Core<B> {
         for room in self.interest.expire(now) {
             let _ = self.rooms.send(RoomOp::Unsubscribe(room));
         }
+    }
+
+    fn count_nodes(&self) {
+        self.nodes.set(1.0 + self.membership.ids().count() as f64);
     }
 
     /// What the host sees is `Connected` only once the link is proved: whoever comes before that may

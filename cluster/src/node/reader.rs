@@ -8,7 +8,7 @@ use proto::{NodeId, wire};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{Event, Input, Parcel, Responder};
+use super::{Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
 use crate::{AskError, Budget, Message, Subject, Subjects};
 
@@ -22,6 +22,7 @@ pub(super) struct Reader {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
+    pub(super) traffic: Traffic,
 }
 
 /// What a subscription is for.
@@ -40,6 +41,7 @@ impl Reader {
         kind: Kind,
     ) {
         while let Some(message) = subscription.next().await {
+            self.traffic.count(&message.payload);
             match kind {
                 Kind::Inbox => self.on_inbox(message).await,
                 Kind::Heartbeats => self.on_heartbeat(message).await,
@@ -84,6 +86,8 @@ impl Reader {
                         match (self.budget.try_acquire(payload.len()), target) {
                             (Some(permit), _) => Some(permit),
                             (None, Target::Sockets(ids)) => {
+                                metrics::counter!("unisono_emits_total", "status" => "dropped")
+                                    .increment(ids.len() as u64);
                                 let dropped = ids.iter().map(|id| (*id, Status::Dropped));
                                 return responder.respond(Answer::Statuses(dropped.collect()));
                             }

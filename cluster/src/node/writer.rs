@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
 use super::reader::{Kind, Reader};
-use super::{Parcel, RoomOp, What, audiences, lock};
+use super::{Parcel, RoomOp, Traffic, What, audiences, lock};
 use crate::missed::Missed;
 use crate::{Bus, LinkState, Outgoing, PublishError, Subject, Subjects};
 
@@ -22,6 +22,7 @@ pub(super) struct Writer<B> {
     pub(super) bus: Rc<B>,
     pub(super) node: NodeId,
     pub(super) missed: Arc<Mutex<Missed>>,
+    pub(super) traffic: Traffic,
 }
 
 /// The lane of subscriptions, and of what proves them: a probe is written after the subscriptions that were
@@ -153,6 +154,7 @@ impl<B: Bus> Data<B> {
             }
             let proved = *self.link.borrow() == LinkState::Connected;
             if !*self.there.borrow() || (parcel.is_publication() && !proved) {
+                metrics::counter!("unisono_bus_dropped_total").increment(1);
                 lock(&self.writer.missed).lose_parcel(parcel);
                 continue;
             }
@@ -214,6 +216,7 @@ impl<B: Bus> Writer<B> {
         reply: Option<Subject>,
         payload: Bytes,
     ) -> Result<(), PublishError> {
+        self.traffic.count(&payload);
         let outgoing = Outgoing {
             subject,
             reply,
@@ -234,6 +237,7 @@ impl<B> Clone for Writer<B> {
             bus: Rc::clone(&self.bus),
             node: self.node,
             missed: Arc::clone(&self.missed),
+            traffic: self.traffic.clone(),
         }
     }
 }

@@ -12,8 +12,10 @@ use proto::RoomName;
 use serde_json::json;
 
 use crate::admission::admit;
+use crate::delivery::Wire;
 use crate::door::Place;
 use crate::handshake::Handshake;
+use crate::meters;
 use crate::session::EventStream;
 use crate::websocket::handshake::Refusal;
 use crate::worker::Worker;
@@ -57,6 +59,7 @@ async fn stream(request: HttpRequest) -> HttpResponse {
         Ok(room) => room,
         Err(error) => {
             let refusal = Refusal::of("400 Bad Request", "bad_room", &error.to_string());
+            meters::refused(&refusal.status);
             return refuse(&request, &refusal);
         }
     };
@@ -68,7 +71,7 @@ async fn stream(request: HttpRequest) -> HttpResponse {
         user: None,
         parameters: Vec::new(),
     };
-    let admitted = match admit(&worker.shared, handshake).await {
+    let admitted = match admit(&worker.shared, Wire::EventStream, handshake).await {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(&request, &refusal),
     };

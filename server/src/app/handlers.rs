@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use proto::{Close, EventName};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Accept, Frame, HandlerError, Message, Refuse, Reply, Socket};
@@ -145,6 +146,7 @@ impl Handlers {
             let Some(running) = running else {
                 return Ok(None);
             };
+            let started = Instant::now();
             // Also where it is dropped, which may panic, too.
             let limited = async { tokio::time::timeout(limit, running()).await };
             let (outcome, done) = match AssertUnwindSafe(limited).catch_unwind().await {
@@ -166,6 +168,7 @@ impl Handlers {
                 }
             };
             metrics::counter!("unisono_handlers_total", "result" => outcome).increment(1);
+            metrics::histogram!("unisono_handler_seconds").record(started.elapsed());
             done
         }
     }

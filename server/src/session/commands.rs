@@ -10,6 +10,7 @@ use proto::{Audience, Close, Publication, RoomName};
 
 use super::{Emitted, Session, Stall};
 use crate::delivery::Delivery;
+use crate::meters::{self, Source};
 use crate::node::Publish;
 use crate::rate::Limit;
 use crate::registry::{Join, Leave};
@@ -20,6 +21,9 @@ use crate::websocket::{Incoming, Opcode};
 
 impl Session {
     pub(super) fn on_incoming(&mut self, incoming: Incoming<'_>, ctx: &mut Context<Self>) {
+        if let Incoming::Text(_) | Incoming::Binary(_) = incoming {
+            self.queue.tally.received_message();
+        }
         match incoming {
             Incoming::Text(text) if self.native() => self.on_text(&text, ctx),
             Incoming::Text(text) => {
@@ -114,7 +118,11 @@ impl Session {
     /// Counts a ping against the limit.
     fn may_ping(&mut self) -> bool {
         let limit = self.worker.shared.config.sockets.ping_limit();
-        self.pings.take(limit, self.heard)
+        let may = self.pings.take(limit, self.heard);
+        if !may {
+            meters::rate_limited("ping");
+        }
+        may
     }
 
     /// Counts a message against the limit. Whoever was told of it too often is closed.
@@ -123,7 +131,7 @@ impl Session {
         if self.messages.take(sockets.message_limit(), self.heard) {
             return true;
         }
-        metrics::counter!("unisono_rate_limited_total").increment(1);
+        meters::rate_limited("message");
         let warnings = Limit {
             rate: 1,
             burst: sockets.rate_warnings,
@@ -282,7 +290,10 @@ impl Session {
         permit: Permit,
     ) {
         let delivery = Delivery::new(publication, self.shared().node, permit);
-        self.worker.unisono.node.do_send(Publish::quietly(delivery));
+        self.worker
+            .unisono
+            .node
+            .do_send(Publish::quietly(Source::Client, delivery));
         self.ack(id, Some(b"{}"));
     }
 }

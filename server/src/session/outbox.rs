@@ -17,6 +17,14 @@ pub(super) struct Outbox {
     blocked_since: Option<Instant>,
 }
 
+/// What the connection took.
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) bytes: usize,
+    /// What that counted for.
+    pub(super) cost: usize,
+}
+
 /// What an entry costs beside its bytes: its place here or in the mailbox, and its share of a buffer.
 const ENTRY_BYTES: usize = 96;
 
@@ -52,13 +60,13 @@ impl Outbox {
         dropped.map(|frames| cost(&frames)).sum()
     }
 
-    /// Writes as much as the connection takes, and says what that counted for.
+    /// Writes as much as the connection takes.
     pub(super) fn write<W: AsyncWrite + Unpin>(
         &mut self,
         mut connection: W,
         task: &mut Context<'_>,
-    ) -> io::Result<usize> {
-        let mut written = 0;
+    ) -> io::Result<Written> {
+        let mut written = Written::default();
         while let Some(first) = self.frames.front() {
             let connection = Pin::new(&mut connection);
             let result = if self.frames.len() == 1 {
@@ -76,7 +84,8 @@ impl Outbox {
             match result {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => {
-                    written += bytes + ENTRY_BYTES * self.advance(bytes);
+                    written.bytes += bytes;
+                    written.cost += bytes + ENTRY_BYTES * self.advance(bytes);
                     self.blocked_since = None;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -154,12 +163,12 @@ mod tests {
         for frame in &frames {
             outbox.push(Bytes::from(frame.clone()));
         }
-        assert_eq!(outbox.write(&mut narrow, &mut task).unwrap(), 0);
+        assert_eq!(outbox.write(&mut narrow, &mut task).unwrap().cost, 0);
         assert!(outbox.blocked_since().is_some());
         let mut counted = 0;
         while !outbox.is_empty() {
             narrow.room = 7;
-            counted += outbox.write(&mut narrow, &mut task).unwrap();
+            counted += outbox.write(&mut narrow, &mut task).unwrap().cost;
         }
         assert_eq!(narrow.taken, frames.concat().into_bytes());
         assert_eq!(counted, narrow.taken.len() + frames.len() * ENTRY_BYTES);

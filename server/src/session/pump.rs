@@ -98,8 +98,9 @@ impl Session {
             .outbox
             .write(&mut self.stream, task)
             .map_err(|_| Gone)?;
-        if written > 0 {
-            self.queue.remove(written);
+        if written.bytes > 0 {
+            self.queue.remove(written.cost);
+            self.queue.tally.sent(written.bytes);
         }
         Ok(())
     }
@@ -130,6 +131,7 @@ impl Session {
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Gone)),
                     Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(Gone)),
                     Poll::Ready(Ok(())) => {
+                        self.queue.tally.received(buffer.filled().len());
                         self.take_in(buffer.filled_mut(), ctx);
                         Poll::Ready(Ok(()))
                     }

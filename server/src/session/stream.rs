@@ -29,6 +29,7 @@ use crate::app::{Job, Socket};
 use crate::auth::Grant;
 use crate::delivery::{Wire, sse};
 use crate::door::Place;
+use crate::meters;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{Format, Rule};
 use crate::shared::Slot;
@@ -126,6 +127,7 @@ impl Handler<Overflowed> for EventStream {
             for event in self.outlet.take() {
                 self.queue.remove(outbox::cost(&event));
             }
+            meters::slow();
             self.close(Close::SLOW, None, ctx);
         }
     }
@@ -143,6 +145,7 @@ impl Handler<Joined> for EventStream {
         if self.native() && shared.config.sockets.greeting {
             let interval = shared.config.sockets.ping_interval.as_secs_f64();
             let text = open_text(self.id, &self.home, shared.node, interval);
+            self.queue.tally.sent_message();
             self.write(sse::data(text.as_bytes()));
         } else {
             // The client learns that it is there.
@@ -230,7 +233,7 @@ impl EventStream {
             grant: admitted.grant,
             rule: admitted.rule,
             home: admitted.room,
-            queue: Queue::new(&worker.shared),
+            queue: Queue::new(&worker),
             outlet: Rc::default(),
             open: false,
             written: now,
@@ -254,8 +257,7 @@ impl EventStream {
 
     /// Queues an event of the session's own: few, small, and past every limit.
     fn write(&mut self, event: Bytes) {
-        let cost = outbox::cost(&event);
-        self.queue.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.queue.force(&event);
         self.written = Instant::now();
         self.outlet.borrow_mut().push_back(event);
     }
@@ -277,6 +279,7 @@ impl EventStream {
         }
         if self.native() && self.open {
             let text = closing_text(close.code, &close.reason, reconnect_in_ms);
+            self.queue.tally.sent_message();
             self.write(sse::data(text.as_bytes()));
         }
         self.worker.registry.do_send(Closed(self.id, close.clone()));
@@ -324,6 +327,7 @@ where
             return polled;
         };
         body.queue.remove(outbox::cost(&event));
+        body.queue.tally.sent(event.len());
         // The HTTP server asks for the next as soon as the client has taken enough; nobody else gets a turn
         // before that, unless it waits.
         body.queue.blocked.store(true, Ordering::Relaxed);
