@@ -105,6 +105,17 @@ pub struct Ask {
 #[rtype(result = "()")]
 pub struct Drain(pub Duration);
 
+/// The rooms have had their turn.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct GoOn;
+
+/// Something for sockets, after what their rooms have to deliver.
+enum Later {
+    Broadcast(Arc<Delivery>),
+    Act(Ask),
+}
+
 /// Close some sockets, whose clients are to come back to other nodes.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -116,6 +127,9 @@ pub struct Registry {
     shared: Arc<Shared>,
     node: Addr<Node>,
     sockets: HashMap<SocketId, Socket>,
+    /// Rooms may have something that their members were not handed yet.
+    rooms_at_work: bool,
+    later: Vec<Later>,
     users: HashMap<UserName, HashSet<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
     wakes: DelayQueue<SocketId>,
@@ -302,7 +316,7 @@ impl Handler<Ready> for Registry {
 impl Handler<Deliver> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Deliver(delivery): Deliver, _: &mut Context<Self>) {
+    fn handle(&mut self, Deliver(delivery): Deliver, ctx: &mut Context<Self>) {
         if self.shared.tails.on() {
             self.show_delivery(&delivery);
         }
@@ -314,18 +328,23 @@ impl Handler<Deliver> for Registry {
                 };
                 let once = delivery.once().map(|send| self.once.get(send, now));
                 entry.addr.do_send(room::Deliver { delivery, once });
+                self.rooms_at_work = true;
             }
-            Audience::Everyone => {
-                let mut reached = 0;
-                let mut handed = self.tally().publishing();
-                for (id, socket) in &self.sockets {
-                    let wanted = socket.open && !delivery.excludes(*id);
-                    let session = &socket.session;
-                    if wanted && session.offer(delivery.frame(session.wire), 1, &mut handed) {
-                        reached += 1;
-                    }
-                }
-                delivery.count(reached);
+            Audience::Everyone if self.must_wait() => self.wait(Later::Broadcast(delivery), ctx),
+            Audience::Everyone => self.broadcast(&delivery),
+        }
+    }
+}
+
+impl Handler<GoOn> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, GoOn: GoOn, _: &mut Context<Self>) {
+        self.rooms_at_work = false;
+        for later in std::mem::take(&mut self.later) {
+            match later {
+                Later::Broadcast(delivery) => self.broadcast(&delivery),
+                Later::Act(ask) => self.answer_ask(ask),
             }
         }
     }
@@ -354,7 +373,44 @@ impl Handler<Gap> for Registry {
 impl Handler<Ask> for Registry {
     type Result = ();
 
-    fn handle(&mut self, ask: Ask, _: &mut Context<Self>) {
+    fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+        match ask.request {
+            Request::Act(..) if self.must_wait() => self.wait(Later::Act(ask), ctx),
+            _ => self.answer_ask(ask),
+        }
+    }
+}
+
+impl Registry {
+    /// Whether what goes straight to sockets has to wait, so that it does not overtake what was published to
+    /// their rooms before.
+    fn must_wait(&self) -> bool {
+        self.rooms_at_work || !self.later.is_empty()
+    }
+
+    fn wait(&mut self, later: Later, ctx: &mut Context<Self>) {
+        if self.later.is_empty() {
+            // A worker's tasks take turns in the order in which they were woken: the rooms come before this.
+            let registry = ctx.address();
+            actix_rt::spawn(async move { registry.do_send(GoOn) });
+        }
+        self.later.push(later);
+    }
+
+    fn broadcast(&self, delivery: &Delivery) {
+        let mut reached = 0;
+        let mut handed = self.tally().publishing();
+        for (id, socket) in &self.sockets {
+            let wanted = socket.open && !delivery.excludes(*id);
+            let session = &socket.session;
+            if wanted && session.offer(delivery.frame(session.wire), 1, &mut handed) {
+                reached += 1;
+            }
+        }
+        delivery.count(reached);
+    }
+
+    fn answer_ask(&mut self, ask: Ask) {
         let Ask {
             request,
             reply,
@@ -447,6 +503,8 @@ impl Registry {
             shared,
             node,
             sockets: HashMap::new(),
+            rooms_at_work: false,
+            later: Vec::new(),
             users: HashMap::new(),
             rooms: HashMap::new(),
             wakes: DelayQueue::new(),
