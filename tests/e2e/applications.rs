@@ -4,7 +4,7 @@ use async_nats::Client as Bus;
 use serde_json::{Value, json};
 use unisono_tests::Sandbox;
 
-async fn ask(bus: &Bus, verb: &str, body: Value) -> Value {
+pub(super) async fn ask(bus: &Bus, verb: &str, body: Value) -> Value {
     let subject = format!("unisono.api.{verb}");
     let reply = bus
         .request(subject, body.to_string().into())

@@ -199,11 +199,7 @@ async fn a_reply_is_the_ack_and_all_of_it_crosses_untouched() {
 async fn an_event_without_an_id_is_told_and_not_asked() {
     let sandbox = sandbox("").await;
     let bus = sandbox.nats[0].connect().await;
-    let mut messages = bus
-        .subscribe("unisono.event.message")
-        .await
-        .expect("subscribed");
-    settle(&bus).await;
+    let mut messages = listen(&bus).await;
     let mut client = sandbox.client(1, "/chat/1").await;
 
     client.send("say", json!({})).await;
@@ -312,11 +308,7 @@ async fn without_an_application_the_client_is_told_at_once() {
 async fn a_late_reply_is_none() {
     let sandbox = sandbox("[sockets]\nhandler_timeout = \"300ms\"\n").await;
     let bus = sandbox.nats[0].connect().await;
-    let mut messages = bus
-        .subscribe("unisono.event.message")
-        .await
-        .expect("subscribed");
-    settle(&bus).await;
+    let mut messages = listen(&bus).await;
     let mut client = sandbox.client(1, "/chat/1").await;
 
     let started = Instant::now();
@@ -342,11 +334,7 @@ async fn a_late_reply_is_none() {
 async fn a_slow_application_does_not_hold_up_the_socket() {
     let sandbox = sandbox("").await;
     let bus = sandbox.nats[0].connect().await;
-    let mut messages = bus
-        .subscribe("unisono.event.message")
-        .await
-        .expect("subscribed");
-    settle(&bus).await;
+    let mut messages = listen(&bus).await;
     let mut client = sandbox.client(1, "/chat/1").await;
 
     client
@@ -681,6 +669,13 @@ fn echo(event: &[u8]) -> Vec<u8> {
         serde_json::from_slice(event).expect("an event is a JSON object");
     let data = event.get("data").map(|data| data.get().into());
     data.unwrap_or_default()
+}
+
+/// What clients send, from now on.
+async fn listen(bus: &Bus) -> Subscriber {
+    let messages = bus.subscribe("unisono.event.message").await;
+    settle(bus).await;
+    messages.expect("subscribed")
 }
 
 /// NATS has seen to everything that this connection asked for before.

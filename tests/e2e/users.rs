@@ -1,9 +1,10 @@
 //! Sending to a user: all sockets that came with a token of that name, on either wire, on every node.
 
-use async_nats::Client as Bus;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use unisono_tests::{Client, Sandbox, Stream, eventually};
+
+use crate::applications::ask;
 
 const SECRET: &str = "a secret of the application, 32 bytes or more";
 
@@ -220,15 +221,6 @@ async fn what_cannot_be_meant_is_refused() {
         let answer = api.post(verb, body.clone()).await;
         assert_eq!(answer.refusal().0, 400, "{verb} {body}");
     }
-}
-
-async fn ask(bus: &Bus, verb: &str, body: Value) -> Value {
-    let subject = format!("unisono.api.{verb}");
-    let reply = bus
-        .request(subject, body.to_string().into())
-        .await
-        .expect("a node answers");
-    serde_json::from_slice(&reply.payload).expect("the answer is JSON")
 }
 
 #[tokio::test]
