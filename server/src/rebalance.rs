@@ -44,13 +44,20 @@ impl Balance {
 pub async fn run(unisono: Unisono) {
     let shared = &unisono.shared;
     let mut balance = Balance::default();
-    // What was shed, and when it should be back and counted, elsewhere.
-    let mut away: VecDeque<(Instant, u64)> = VecDeque::new();
-    let patience = shared.config.drain.reconnect_max + 3 * INTERVAL;
+    // What was shed, and when.
+    let mut shed: VecDeque<(Instant, u64)> = VecDeque::new();
+    // After so long it is gone here, and then it is back and counted elsewhere. Whatever is counted twice until
+    // then makes a node shed less.
+    let gone = shared.config.sockets.close_timeout;
+    let back = gone + shared.config.drain.reconnect_max + 2 * INTERVAL;
+    let since = |shed: &VecDeque<(Instant, u64)>, at: Instant| -> u64 {
+        let lately = shed.iter().filter(|(when, _)| *when > at);
+        lately.map(|(_, count)| count).sum()
+    };
     loop {
         tokio::time::sleep(INTERVAL).await;
         let now = Instant::now();
-        away.retain(|(back, _)| *back > now);
+        shed.retain(|(when, _)| *when > now - back);
         if shared.load.draining.load(Ordering::Relaxed) {
             return;
         }
@@ -60,10 +67,11 @@ pub async fn run(unisono: Unisono) {
             .map(|peer| peer.heartbeat.sockets)
             .collect();
         let mine = shared.load.sockets.load(Ordering::Relaxed) as u64;
-        let sum = away.iter().map(|(_, count)| count).sum();
-        let shed = balance.shed(mine, &others, sum, &shared.config.rebalance);
-        away.push_back((now + patience, shed));
-        let mut left = shed as usize;
+        let mine = mine.saturating_sub(since(&shed, now - gone));
+        let away = since(&shed, now - back);
+        let count = balance.shed(mine, &others, away, &shared.config.rebalance);
+        shed.push_back((now, count));
+        let mut left = count as usize;
         let workers = unisono.workers.all().len();
         for (nth, registry) in unisono.workers.all().enumerate() {
             let share = left.div_ceil(workers - nth);

@@ -7,11 +7,15 @@ use unisono_tests::{Client, Sandbox};
 async fn a_node_above_the_mean_sheds_sockets_until_it_is_near() {
     let settings = "[rebalance]\nenabled = true\nstart_percent = 20\nstop_percent = 10\nrate = 1000\n\
                     [drain]\nreconnect_max = \"1s\"\n";
-    let sandbox = Sandbox::config().nodes(2).toml(settings).start().await;
+    let config = Sandbox::config().nodes(1).toml(settings);
+    let mut sandbox = config.clone().start().await;
     let mut clients = vec![];
     for _ in 0..20 {
         clients.push(sandbox.client(0, "/x").await);
     }
+
+    let newcomer = config.node(1, &sandbox.nats).start().await;
+    sandbox.nodes.push(newcomer);
 
     // The mean is ten, and ten percent above it is near: nine go.
     let mut moved = vec![];
