@@ -50,10 +50,6 @@ pub async fn run(unisono: Unisono) {
     // then makes a node shed less.
     let gone = shared.config.sockets.close_timeout;
     let back = gone + shared.config.drain.reconnect_max + 2 * INTERVAL;
-    let since = |shed: &VecDeque<(Instant, u64)>, at: Instant| -> u64 {
-        let lately = shed.iter().filter(|(when, _)| *when > at);
-        lately.map(|(_, count)| count).sum()
-    };
     loop {
         tokio::time::sleep(INTERVAL).await;
         let now = Instant::now();
@@ -67,8 +63,9 @@ pub async fn run(unisono: Unisono) {
             .map(|peer| peer.heartbeat.sockets)
             .collect();
         let mine = shared.load.sockets.load(Ordering::Relaxed) as u64;
-        let mine = mine.saturating_sub(since(&shed, now - gone));
-        let away = since(&shed, now - back);
+        let closing = shed.iter().filter(|(when, _)| *when > now - gone);
+        let mine = mine.saturating_sub(closing.map(|(_, count)| count).sum());
+        let away = shed.iter().map(|(_, count)| count).sum();
         let count = balance.shed(mine, &others, away, &shared.config.rebalance);
         shed.push_back((now, count));
         let mut left = count as usize;
