@@ -231,22 +231,25 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let any_page = (config.auth.mode == AuthMode::Hook || app.asks_at_handshakes())
             && config.auth.origins.is_empty();
         let drain = config.drain.clone();
+        let secure = |tls| if tls { "s" } else { "" };
+        let s = secure(!config.tls.certificate_file.as_os_str().is_empty());
+        let admin_s = secure(config.admin.tls);
         let server = Server::start(config, app, listener, admin).await?;
         println!(
             "unisono {}, node {}",
             env!("CARGO_PKG_VERSION"),
             server.node()
         );
-        println!("  WebSocket   ws://{address}/<room>");
-        println!("  HTTP API    http://{address}/api/v1/");
+        println!("  WebSocket   ws{s}://{address}/<room>");
+        println!("  HTTP API    http{s}://{address}/api/v1/");
         if open {
             if auth_mode == AuthMode::None {
-                println!("  chat page   http://{address}/   (open it in two tabs)");
+                println!("  chat page   http{s}://{address}/   (open it in two tabs)");
             }
             warn_open(address.ip().is_loopback());
         }
         if let Some(address) = admin_address {
-            println!("  metrics     http://{address}/metrics");
+            println!("  metrics     http{admin_s}://{address}/metrics");
         }
         for room in unheard {
             warn!(

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
@@ -37,6 +37,9 @@ const URLS: [&str; 5] = [
 /// Keys whose values are not shown.
 const SECRETS: [&str; 3] = ["api.keys", "auth.secret", "hooks.secret"];
 
+/// Characters of an API key, at least.
+const API_KEY_MIN: usize = 8;
+
 const NO_SUCH_KEY: &str = "there is no such key";
 
 /// What is wrong with such a value, without the value.
@@ -49,6 +52,7 @@ pub struct Config {
     pub listen: SocketAddr,
     pub workers: usize,
     pub cluster: Cluster,
+    pub tls: Tls,
     pub sockets: Sockets,
     pub auth: Auth,
     pub hooks: Hooks,
@@ -60,6 +64,15 @@ pub struct Config {
     pub drain: Drain,
     pub rebalance: Rebalance,
     pub log: Log,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Tls {
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    pub reload_interval: Duration,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -232,6 +245,7 @@ pub struct Laravel {
 #[derive(Clone, Deserialize)]
 pub struct Api {
     pub keys: Vec<String>,
+    pub keys_file: PathBuf,
     #[serde(deserialize_with = "size")]
     pub body_bytes: usize,
     #[serde(deserialize_with = "duration")]
@@ -246,6 +260,7 @@ pub struct Api {
 pub struct Admin {
     #[serde(deserialize_with = "optional_address")]
     pub listen: Option<SocketAddr>,
+    pub tls: bool,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -687,6 +702,18 @@ impl Config {
             "cluster.nats_password_file",
             "a user and a password file go together",
         );
+        let tls = &self.tls;
+        let certificate = !tls.certificate_file.as_os_str().is_empty();
+        check(
+            certificate != tls.key_file.as_os_str().is_empty(),
+            "tls.key_file",
+            "a certificate and its key go together",
+        );
+        check(
+            certificate || !self.admin.tls,
+            "admin.tls",
+            "needs tls.certificate_file and tls.key_file",
+        );
         for server in &cluster.nats {
             let scheme = ["nats://", "tls://"]
                 .iter()
@@ -789,6 +816,7 @@ impl Config {
             (self.hooks.timeout, "hooks.timeout"),
             (self.hooks.retry_delay_max, "hooks.retry_delay_max"),
             (api.idle_timeout, "api.idle_timeout"),
+            (self.tls.reload_interval, "tls.reload_interval"),
             (cluster.call_timeout, "cluster.call_timeout"),
             (cluster.nats_connect_timeout, "cluster.nats_connect_timeout"),
         ] {
@@ -797,9 +825,9 @@ impl Config {
         self.application_contradictions(&mut check);
         for key in &api.keys {
             check(
-                key.len() >= 8,
+                key.len() >= API_KEY_MIN,
                 "api.keys",
-                "a key has at least 8 characters",
+                &format!("a key has at least {API_KEY_MIN} characters"),
             );
         }
         let rebalance = &self.rebalance;
@@ -941,6 +969,32 @@ impl Sockets {
             rate: self.ping_rate,
             burst: self.ping_burst,
         }
+    }
+}
+
+impl Api {
+    /// Adds the keys of `keys_file`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, has none, or one that is too short.
+    pub fn read_keys(&mut self) -> anyhow::Result<()> {
+        if self.keys_file.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let file = self.keys_file.display();
+        let text = std::fs::read_to_string(&self.keys_file);
+        let text = text.with_context(|| format!("cannot read {file}"))?;
+        let lines = text.lines().map(str::trim);
+        let keys: Vec<_> = lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .collect();
+        // Without any, whoever sits at this machine would be let in.
+        ensure!(!keys.is_empty(), "{file} has no keys");
+        let long = keys.iter().all(|key| key.len() >= API_KEY_MIN);
+        ensure!(long, "{file}: a key has at least {API_KEY_MIN} characters");
+        self.keys.extend(keys.into_iter().map(str::to_owned));
+        Ok(())
     }
 }
 

@@ -31,6 +31,7 @@ use crate::handshake::Handshake;
 use crate::meters;
 use crate::session::{Arrival, Session};
 use crate::shared::Slot;
+use crate::tls::Stream;
 use crate::websocket::handshake::{self, Refusal, Upgrade, Wanted};
 use crate::worker::Worker;
 
@@ -48,7 +49,7 @@ type Http = Box<dyn Fn(Replay, SocketAddr) -> LocalBoxFuture<'static, ()>>;
 
 /// A connection from which some bytes have been read, and are read again.
 pub struct Replay {
-    stream: TcpStream,
+    stream: Stream,
     read: BytesMut,
     peer: SocketAddr,
     /// Came in by the administrators' address.
@@ -124,6 +125,17 @@ impl Door {
     /// Takes care of a new connection, until it has become a session or is over.
     pub async fn greet(&self, stream: TcpStream, peer: SocketAddr, admin: bool, slot: Slot) {
         let _ = stream.set_nodelay(true);
+        let config = &self.worker.shared.config;
+        let tls = self.worker.shared.tls(admin);
+        let stream = match tls {
+            None => Stream::Plain(stream),
+            // Apart, so that its future is not part of every waiting connection.
+            Some(tls) => match Box::pin(tls.accept(stream, config.sockets.head_timeout)).await {
+                Ok(stream) => stream,
+                Err(error) => return debug!(%error, %peer, "TLS handshake"),
+            },
+        };
+        let is_secret = matches!(stream, Stream::Tls(_));
         let connection = Replay {
             stream,
             read: BytesMut::new(),
@@ -133,10 +145,16 @@ impl Door {
             place: Rc::new(Place {
                 slot: RefCell::new(Arc::new(slot)),
                 is_socket: Cell::new(false),
-                write_timeout: Cell::new(self.worker.shared.config.api.idle_timeout),
+                write_timeout: Cell::new(config.api.idle_timeout),
                 deadline: Cell::new(None),
             }),
         };
+        if tls.is_some() && !is_secret {
+            let why = "this port speaks TLS: https:// or wss://";
+            let refusal = Refusal::of("400 Bad Request", "bad_request", why);
+            meters::refused(&refusal.status);
+            return connection.refuse(&refusal).await;
+        }
         self.enter(connection).await;
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Response};
+use reqwest::{Certificate, Client, ClientBuilder, Response};
 
 /// Shorter than the five seconds after which many servers hang up: a request on a connection that is being
 /// closed fails.
@@ -13,17 +13,22 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A client for one URL.
 pub fn client(url: &str) -> anyhow::Result<Client> {
-    let mut client = Client::builder()
+    builder(url).build().context("cannot make an HTTP client")
+}
+
+/// A client for one URL, with something still to be said.
+pub fn builder(url: &str) -> ClientBuilder {
+    let client = Client::builder()
         .user_agent(concat!("unisono/", env!("CARGO_PKG_VERSION")))
         .redirect(Policy::none())
         .pool_idle_timeout(IDLE_TIMEOUT)
         // The configuration says where to go, not variables that other programs are meant to read.
         .no_proxy();
-    if url.starts_with("http:") {
+    match url.starts_with("http:") {
         // Then nobody's certificate is looked at, and an image without any authorities will do.
-        client = client.tls_certs_only(std::iter::empty::<Certificate>());
+        true => client.tls_certs_only(std::iter::empty::<Certificate>()),
+        false => client,
     }
-    client.build().context("cannot make an HTTP client")
 }
 
 /// The body of an answer.

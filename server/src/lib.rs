@@ -63,6 +63,7 @@ mod seldom;
 mod shared;
 mod signature;
 mod tail;
+mod tls;
 mod vital;
 
 mod api;

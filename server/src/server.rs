@@ -35,6 +35,7 @@ use crate::rebalance;
 use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
 use crate::tail::Tails;
+use crate::tls::Tls;
 use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
 use crate::worker::{self, Connection};
@@ -104,6 +105,7 @@ impl Server {
         if !app.rooms.is_empty() {
             config.rules = config.rules.after(app.rooms);
         }
+        config.api.read_keys()?;
         if !config.laravel.redis_url.is_empty() {
             config
                 .rules
@@ -135,6 +137,7 @@ impl Server {
             })?
         };
         let auth = Auth::start(&config.auth, &config.hooks, &outside)?;
+        let tls = Tls::start(&config.tls, &outside)?;
         let nats = nats_config(&config)?;
         let mut listeners = Vec::new();
         for (listener, admin) in [(Some(listener), false), (admin, true)] {
@@ -178,6 +181,7 @@ impl Server {
             tails: Tails::new(node_id),
             drain_wanted: Notify::new(),
             routes: app.routes,
+            tls,
             auth,
             addresses,
             config,
@@ -340,7 +344,10 @@ async fn accept(
         };
         let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
             metrics::counter!("unisono_connections_refused_total").increment(1);
-            if let Ok(place) = Arc::clone(&refusing).try_acquire_owned() {
+            // Nothing can be said inside of TLS at that price.
+            if shared.tls(admin).is_none()
+                && let Ok(place) = Arc::clone(&refusing).try_acquire_owned()
+            {
                 actix_rt::spawn(async move {
                     let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
                     drop(place);

@@ -23,7 +23,6 @@ use proto::client::{
 };
 use proto::envelope::Status;
 use proto::{Close, Publication, RoomName, SocketId, UserName};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
@@ -37,6 +36,7 @@ use crate::rate::Used;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{Format, Rule};
 use crate::shared::{Shared, Slot};
+use crate::tls::Stream;
 use crate::websocket::frame::{self, encode};
 use crate::websocket::{Decoder, Opcode};
 use crate::worker::Worker;
@@ -160,7 +160,7 @@ struct Queue {
 /// What the door knows of a connection that it lets in.
 pub struct Arrival {
     /// The connection, of which the 101 is still to be written.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// The answer to the handshake.
     pub response: Vec<u8>,
     /// Bytes that came after the handshake.
@@ -173,7 +173,7 @@ pub struct Arrival {
 pub struct Session {
     id: SocketId,
     worker: Rc<Worker>,
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     /// None for the grant of everybody.
     grant: Option<Box<Grant>>,
@@ -274,7 +274,7 @@ impl Actor for Session {
         let mut end = Close::GONE;
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
-            let _ = self.stream.try_write(&frame::close(Some(&Close::INTERNAL)));
+            self.stream.write_now(&frame::close(Some(&Close::INTERNAL)));
             end = Close::INTERNAL;
         }
         // Where the end was told already, this one counts for nothing.

@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::meters::Meters;
 use crate::rate::Addresses;
 use crate::tail::Tails;
+use crate::tls::Tls;
 
 /// Settings, the way to other nodes, and the counts that make up a node's load.
 pub struct Shared {
@@ -36,6 +37,8 @@ pub struct Shared {
     pub started_at_ms: u64,
     /// What is measured.
     pub meters: Meters,
+    /// Where clients speak TLS.
+    pub(crate) tls: Option<Tls>,
     /// Who may come, and what is known of them.
     pub auth: Auth,
     /// The way to the application outside.
@@ -100,6 +103,13 @@ impl Shared {
         }
     }
 
+    /// TLS, where it is spoken: at the administrators' address, or at that of everybody.
+    pub fn tls(&self, admin: bool) -> Option<&Tls> {
+        self.tls
+            .as_ref()
+            .filter(|_| !admin || self.config.admin.tls)
+    }
+
     /// The metrics, as Prometheus reads them.
     pub fn metrics(&self) -> String {
         let counts = &self.load;
@@ -128,6 +138,9 @@ impl Shared {
             ("unisono_inflight_bytes_max", settings.inflight_bytes as f64),
         ] {
             metrics::gauge!(name).set(value);
+        }
+        if let Some(tls) = &self.tls {
+            metrics::gauge!("unisono_tls_certificate_expires_timestamp_seconds").set(tls.expires());
         }
         metrics::gauge!("unisono_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         self.meters.render()

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use unisono_tests::{Metrics, Node, in_repository, promtool};
+use unisono_tests::{Metrics, in_repository, promtool};
+
+use crate::metrics::with_everything;
 
 #[tokio::test]
 async fn dashboard_and_alarms_look_at_metrics_that_there_are() {
-    let node = Node::alone("[laravel]\nredis_url = \"redis://127.0.0.1:1\"").await;
+    let (node, _identity) = with_everything().await;
     let metrics = node.metrics().await;
     let exported = metrics.names("TYPE");
     for file in ["k8s/alerts.yaml", "k8s/grafana-dashboard.json"] {

@@ -225,6 +225,40 @@ fn secrets_are_hidden_in_complaints_too() {
     assert!(!said.contains("s3cr3t"), "{said}");
 }
 
+#[tokio::test]
+async fn api_keys_of_a_file_count_like_the_others() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = directory.path().join("keys");
+    let write = |text: &str| fs::write(&file, text).expect("a file in the test's own directory");
+    write("# of the shop\nfirst-of-the-file\n\n  second-of-the-file \n");
+    let flag = format!("api.keys_file={}", file.display());
+    let node = Node::config("keys").arg("--set").arg(&flag);
+    let node = node.key("of-the-configuration").start().await;
+    for (key, status) in [
+        (Some("of-the-configuration"), 200),
+        (Some("first-of-the-file"), 200),
+        (Some("second-of-the-file"), 200),
+        (Some("# of the shop"), 401),
+        (None, 401),
+    ] {
+        let answer = node.api().with_key(key).get("/api/v1/nodes").await;
+        assert_eq!(answer.status, status, "{key:?}");
+    }
+    for (keys, why) in [
+        ("# none\n", "has no keys"),
+        ("long-enough\nshort\n", "a key has at least 8 characters"),
+    ] {
+        write(keys);
+        let output = run(&["--set", &flag], "listen = \"127.0.0.1:0\"", &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(
+            said.contains(why) && !said.contains("long-enough"),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn what_is_right_is_said_to_be_right() {
     accepted(&["check-config"], "", &[]);

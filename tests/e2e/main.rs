@@ -24,4 +24,5 @@ mod occupancy;
 mod rebalance;
 mod sockets;
 mod sse;
+mod tls;
 mod users;

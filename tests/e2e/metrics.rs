@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use unisono_tests::{
-    Client, Metrics, Node, Sandbox, Stream, Wire, eventually, in_repository, promtool,
+    Client, Identity, Metrics, Node, Sandbox, Stream, Wire, eventually, in_repository, promtool,
     stream_request, upgrade_request,
 };
 
@@ -13,7 +13,7 @@ use unisono_tests::{
 
 #[tokio::test]
 async fn every_metric_is_there_from_the_start_and_documented() {
-    let node = with_everything().await;
+    let (node, _identity) = with_everything().await;
     let metrics = node.metrics().await;
     let exported = metrics.names("TYPE");
 
@@ -33,7 +33,7 @@ async fn every_metric_is_there_from_the_start_and_documented() {
 
 #[tokio::test]
 async fn the_exposition_is_what_prometheus_takes() {
-    let node = with_everything().await;
+    let (node, _identity) = with_everything().await;
     let mut client = node.client("/x").await;
     client.send("chat", json!(1)).await;
     promtool(&["check", "metrics"], node.metrics().await.text());
@@ -420,7 +420,10 @@ async fn limits_are_counted_by_what_they_limit() {
 
 // === helpers ===
 
-/// A node with a Redis, which is not there.
-async fn with_everything() -> Node {
-    Node::alone("[laravel]\nredis_url = \"redis://127.0.0.1:1\"").await
+/// A node with all that some metrics are there for: a certificate, which has to outlive it, and a Redis, which is not there.
+pub(super) async fn with_everything() -> (Node, Identity) {
+    let identity = Identity::new();
+    let node = Node::config("all").tls(&identity);
+    let node = node.toml("[laravel]\nredis_url = \"redis://127.0.0.1:1\"");
+    (node.start().await, identity)
 }

@@ -408,7 +408,7 @@ def keys(text):
 def check_node(overlay):
     """A node with the overlay's file answers the probes and has the metrics that the manifests ask for."""
     arguments = ["--config", overlay.config_file(), "--listen", "127.0.0.1:0"]
-    here = {"admin.listen": "127.0.0.1:0", "drain.delay": "0s"}
+    here = {"admin.listen": "127.0.0.1:0", "drain.delay": "0s", "api.keys_file": ""}
     alone = dict.fromkeys(["nats", "nats_user", "nats_password_file", "nats_tls_ca"], "")
     here.update((f"cluster.{key}", value) for key, value in alone.items())
     arguments += [part for key, value in here.items() for part in ("--set", f"{key}={value}")]

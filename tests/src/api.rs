@@ -3,16 +3,20 @@
 use std::sync::LazyLock;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Client as Http, Method, RequestBuilder};
+use reqwest::{Certificate, Client as Http, Method, RequestBuilder};
 use serde_json::{Value, json};
+
+use crate::tls;
 
 // Connections are not kept for the next request: a node that was killed in between would be seen as an
 // error of the request, and not of the node.
 static HTTP: LazyLock<Http> = LazyLock::new(|| {
     // The workspace's reqwest wants a library for TLS to be chosen, used or not.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let trusted = Certificate::from_der(tls::authority()).expect("a certificate");
     let http = Http::builder().no_proxy().pool_max_idle_per_host(0);
-    http.build().expect("an HTTP client without TLS")
+    let http = http.tls_certs_only([trusted]);
+    http.build().expect("an HTTP client")
 });
 
 /// A caller of the HTTP API of one address.

@@ -1,11 +1,13 @@
 //! A client of the native protocol, on a WebSocket library that is not ours.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::panic::Location;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -14,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::eventually::soon;
+use crate::tls;
 
 /// One WebSocket connection that reads and writes events.
 #[derive(Debug)]
@@ -28,10 +31,15 @@ pub struct Client {
     pub greeting: Value,
     /// The subprotocol that the server chose.
     pub subprotocol: Option<String>,
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Box<dyn Connection>>,
     inbox: VecDeque<Event>,
     last_id: u64,
 }
+
+/// TCP, or TLS on it.
+trait Connection: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Connection for T {}
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +147,7 @@ impl Client {
                 .insert(*name, value.parse().expect("a valid header"));
         }
         let uri = request.uri();
+        let secure = uri.scheme_str() == Some("wss");
         let address = (
             uri.host().expect("a host").to_owned(),
             uri.port_u16().unwrap_or(80),
@@ -146,6 +155,10 @@ impl Client {
         let handshake = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            let stream: Box<dyn Connection> = match secure {
+                true => Box::new(tls::secure(stream).await?),
+                false => Box::new(stream),
+            };
             tokio_tungstenite::client_async(request, stream).await
         };
         let here = Location::caller();

@@ -23,6 +23,7 @@ mod api;
 mod browser;
 mod client;
 mod stream;
+mod tls;
 mod wire;
 
 pub use api::{Answer, Api};
@@ -39,4 +40,5 @@ pub use process::{Process, free_port};
 pub use redis::{Redis, RedisConfig};
 pub use sandbox::{Sandbox, SandboxConfig};
 pub use stream::{Dispatched, Stream, stream_request};
+pub use tls::{Identity, connect_tls};
 pub use wire::{Frame, Opcode, Response, Wire, frame, head, upgrade_request};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::{Api, Client, Metrics, Process, Stream, Wire, eventually, within};
+use crate::{Api, Client, Identity, Metrics, Process, Stream, Wire, eventually, within};
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,6 +36,7 @@ pub struct NodeConfig {
     toml: String,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    tls: bool,
 }
 
 // === impl NodeConfig ===
@@ -76,6 +77,16 @@ impl NodeConfig {
         self
     }
 
+    /// Speaks TLS, with that certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: &Identity) -> Self {
+        self.tls = true;
+        let (certificate, key) = (identity.certificate(), identity.key());
+        self.toml(&format!(
+            "[tls]\ncertificate_file = {certificate:?}\nkey_file = {key:?}\nreload_interval = \"50ms\""
+        ))
+    }
+
     /// One environment variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
@@ -111,6 +122,11 @@ impl NodeConfig {
         Node::run(self, directory).await
     }
 
+    /// The letter by which its URLs differ from those without TLS.
+    fn s(&self) -> &'static str {
+        if self.tls { "s" } else { "" }
+    }
+
     /// The file as it is written for the node.
     pub fn text(&self) -> String {
         let Self {
@@ -144,6 +160,7 @@ impl Node {
             toml: String::new(),
             env: vec![],
             args: vec![],
+            tls: false,
         }
     }
 
@@ -175,7 +192,7 @@ impl Node {
         )
         .await;
         let api = Api::new(
-            format!("http://127.0.0.1:{port}"),
+            format!("http{}://127.0.0.1:{port}", config.s()),
             config.keys.first().cloned(),
         );
         let node = Self {
@@ -213,9 +230,9 @@ impl Node {
         self.port
     }
 
-    /// `ws://127.0.0.1:<port><path>`.
+    /// `ws://127.0.0.1:<port><path>`, or `wss://`.
     pub fn url(&self, path: &str) -> String {
-        format!("ws://127.0.0.1:{}{path}", self.port)
+        format!("ws{}://127.0.0.1:{}{path}", self.config.s(), self.port)
     }
 
     /// Its HTTP API, with its first key where it has one.
@@ -340,7 +357,7 @@ fn built(program: &str) -> PathBuf {
 }
 
 fn announced_port(stdout: &str) -> Option<u16> {
-    let (_, after) = stdout.split_once("ws://127.0.0.1:")?;
+    let (_, after) = stdout.split_once("://127.0.0.1:")?;
     let (port, _) = after.split_once('/')?;
     port.parse().ok()
 }

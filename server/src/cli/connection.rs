@@ -1,11 +1,14 @@
 //! The way to a running cluster: the HTTP API of any of its nodes.
 
 use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::BytesMut;
 use clap::Args;
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 use url::Url;
@@ -23,6 +26,9 @@ pub struct Connection {
     /// An API key, one of `api.keys`; in the variable, other users of the machine do not see it
     #[arg(long, env = "UNISONO_KEY", hide_env_values = true)]
     key: Option<String>,
+    /// A PEM file of authorities to trust, in place of those of the system
+    #[arg(long, env = "UNISONO_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// How long to wait for an answer
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     timeout: Duration,
@@ -76,7 +82,14 @@ impl Api {
         // A variable that is set to nothing.
         connection.key = connection.key.filter(|key| !key.is_empty());
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = fetch::client(connection.url.as_str())?;
+        let mut http = fetch::builder(connection.url.as_str());
+        if let Some(file) = &connection.ca {
+            let trusted = fs::read(file).context("cannot read it");
+            let trusted = trusted.and_then(|text| Ok(Certificate::from_pem_bundle(&text)?));
+            let trusted = trusted.with_context(|| format!("--ca {}", file.display()))?;
+            http = http.tls_certs_only(trusted);
+        }
+        let http = http.build().context("cannot make an HTTP client")?;
         Ok(Self { http, connection })
     }
 

@@ -116,6 +116,12 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_handshakes_total", Unit::Count, "Handshakes that were accepted, or refused with that HTTP status")
         .by("outcome", &HANDSHAKES),
     counter("unisono_connections_refused_total", Unit::Count, "Connections above sockets.connections, closed before anything was read"),
+    counter("unisono_tls_handshakes_total", Unit::Count, "TLS handshakes, where tls.certificate_file is set; not_tls spoke something else")
+        .by("outcome", &["ok", "failed", "timeout", "not_tls"]),
+    counter("unisono_tls_reloads_total", Unit::Count, "Times that the certificate or its key changed, or could not be read; after failed the old one stays")
+        .by("outcome", &["ok", "failed"]),
+    gauge("unisono_tls_certificate_expires_timestamp_seconds", Unit::Seconds, "When the certificate ends, since 1970; where there is one")
+        .where_configured(),
     counter("unisono_closes_total", Unit::Count, "Sockets that ended, by close code; 1005 and 1006 without any, application for 4000 to 4099")
         .by("code", &CODES),
     counter("unisono_slow_sockets_total", Unit::Count, "Sockets that were closed because they read too slowly"),

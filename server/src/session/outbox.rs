@@ -14,6 +14,8 @@ pub(super) struct Outbox {
     frames: VecDeque<Bytes>,
     /// Bytes of the first frame that are written already.
     offset: usize,
+    /// The connection has taken bytes that it has not passed on, as TLS does.
+    unflushed: bool,
     blocked_since: Option<Instant>,
 }
 
@@ -44,8 +46,9 @@ impl Outbox {
         self.frames.push_back(frames);
     }
 
+    /// Whether everything is on its way to the client.
     pub(super) fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.frames.is_empty() && !self.unflushed
     }
 
     /// Since when the client has taken nothing, though something waits.
@@ -87,11 +90,23 @@ impl Outbox {
                     written.bytes += bytes;
                     written.cost += bytes + ENTRY_BYTES * self.advance(bytes);
                     self.blocked_since = None;
+                    self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
                     self.blocked_since.get_or_insert_with(Instant::now);
-                    break;
+                    return Ok(written);
+                }
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut connection).poll_flush(task)? {
+                Poll::Ready(()) => {
+                    self.blocked_since = None;
+                    self.unflushed = false;
+                }
+                Poll::Pending => {
+                    self.blocked_since.get_or_insert_with(Instant::now);
                 }
             }
         }
