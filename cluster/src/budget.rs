@@ -1,8 +1,9 @@
 //! A bound on the bytes of publications that are on their way through a node.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// Bytes that may be under way at one time. Every publication holds a [`Permit`] of its size from where
 /// it enters the node to where the last worker has queued it for its sockets and the bus has taken it,
@@ -15,7 +16,7 @@ pub struct Budget {
 
 /// Bytes taken from a [`Budget`] until the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] Arc<OwnedSemaphorePermit>);
+pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] Arc<dyn Any + Send + Sync>);
 
 /// What a publication costs beside its payload.
 const FIXED_BYTES: usize = 512;
@@ -61,6 +62,14 @@ impl Budget {
     }
 }
 
+impl Permit {
+    /// The same permit, with something that learns by its `Drop` when the last clone of this one is dropped.
+    #[must_use]
+    pub fn with(self, witness: impl Send + Sync + 'static) -> Self {
+        Self(Arc::new((self, witness)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,7 +79,13 @@ mod tests {
         let budget = Budget::new(2_000);
         let first = budget.try_acquire(1_000).expect("all is free");
         assert!(budget.try_acquire(1_000).is_none());
+        let witness = Arc::new(());
+        let both = first.clone().with(Arc::clone(&witness));
         drop(first);
+        assert!(budget.try_acquire(1_000).is_none());
+        assert_eq!(Arc::strong_count(&witness), 2);
+        drop(both);
+        assert_eq!(Arc::strong_count(&witness), 1);
         assert!(
             budget.try_acquire(1_000_000).is_some(),
             "large ones pass alone"
