@@ -75,6 +75,8 @@ pub struct Message {
     pub reply: Option<String>,
     /// The bytes.
     pub payload: Bytes,
+    /// The header of that name, of an application that traces its requests (W3C Trace Context).
+    pub traceparent: Option<Box<str>>,
     /// Not a message but the bus's word that nobody was there to answer.
     pub no_responders: bool,
 }

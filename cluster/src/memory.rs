@@ -120,6 +120,7 @@ impl Bus for MemoryBus {
                 .as_ref()
                 .map(|reply| reply.as_str().to_owned()),
             payload: message.payload,
+            traceparent: None,
             no_responders: false,
         };
         let mut responders = 0;
@@ -134,6 +135,7 @@ impl Bus for MemoryBus {
                 subject: reply.as_str().to_owned(),
                 reply: None,
                 payload: Bytes::new(),
+                traceparent: None,
                 no_responders: true,
             };
             if let Some(me) = connections.get_mut(&self.id) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectOptions, Event, PublishErrorKind, ServerAddr, StatusCode, Subscriber,
+    Client, ConnectOptions, Event, HeaderMap, PublishErrorKind, ServerAddr, StatusCode, Subscriber,
 };
 use futures_util::Stream;
 use tracing::{info, warn};
@@ -97,6 +97,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often [`Bus::close`] looks whether they are.
 const CLOSE_POLL: Duration = Duration::from_millis(5);
+
+/// One of today's has 55; those of later versions may be longer.
+const TRACEPARENT_BYTES_MAX: usize = 256;
 
 /// What `nats-server` takes unless it is told otherwise; used until it has said.
 const PAYLOAD_MAX_DEFAULT: usize = 1024 * 1024;
@@ -232,6 +235,12 @@ impl Bus for NatsBus {
     }
 }
 
+/// Nodes send no headers to each other: this is for requests of applications.
+fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get("traceparent")?.as_str();
+    (value.len() <= TRACEPARENT_BYTES_MAX).then(|| value.into())
+}
+
 impl Stream for NatsSubscription {
     type Item = Message;
 
@@ -242,6 +251,7 @@ impl Stream for NatsSubscription {
         Pin::new(subscriber).poll_next(cx).map(|message| {
             message.map(|message| Message {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
+                traceparent: message.headers.as_ref().and_then(traceparent),
                 subject: message.subject.into_string(),
                 reply: message.reply.map(async_nats::Subject::into_string),
                 payload: message.payload,

@@ -111,6 +111,8 @@ pub enum Event {
         verb: String,
         /// Its text.
         body: Bytes,
+        /// What it is part of, as the application's header has it.
+        traceparent: Option<Box<str>>,
         /// Takes the answer, where one is awaited.
         responder: Option<Responder>,
         /// Its share of the budget.

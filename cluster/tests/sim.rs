@@ -195,6 +195,7 @@ fn emit(node: u64) -> Request {
         Act::Emit {
             payload,
             from: None,
+            trace: None,
         },
     )
 }

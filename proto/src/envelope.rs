@@ -116,6 +116,17 @@ pub struct Publication {
     pub once: Option<u64>,
     /// The origin waits for each node to say how many sockets it reached.
     pub confirm: bool,
+    /// Present where it is sampled. Few are, and so it takes no more room than a pointer.
+    pub trace: Option<Box<TraceContext>>,
+}
+
+/// A place in a trace, by the ids of W3C Trace Context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// The trace.
+    pub trace_id: [u8; 16],
+    /// The span of it that something is part of.
+    pub span_id: [u8; 8],
 }
 
 /// Whose sockets a publication goes to.
@@ -170,6 +181,8 @@ pub enum Act {
         payload: Payload,
         /// The socket that sent it, if a client did.
         from: Option<SocketId>,
+        /// Present where it is sampled.
+        trace: Option<Box<TraceContext>>,
     },
     /// Make them members of a room.
     Join(RoomName),
@@ -351,6 +364,7 @@ impl Publication {
             except: Vec::new(),
             once: None,
             confirm: false,
+            trace: None,
         }
     }
 }

@@ -12,6 +12,6 @@ pub mod name;
 pub mod wire;
 
 pub use close::Close;
-pub use envelope::{Audience, Body, Envelope, Payload, Publication};
+pub use envelope::{Audience, Body, Envelope, Payload, Publication, TraceContext};
 pub use id::{NodeId, SocketId};
 pub use name::{EventName, RoomName, UserName};

@@ -9,7 +9,7 @@ use prost::Message;
 use crate::envelope::{
     Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, OccupiedRooms, Payload,
     Publication, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
-    TailPage, TailQuery, Target, Text,
+    TailPage, TailQuery, Target, Text, TraceContext,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -117,6 +117,7 @@ fn write_publication(publication: &Publication) -> pb::Publication {
         except: write_ids(&publication.except),
         once: publication.once.unwrap_or(0),
         confirm: publication.confirm,
+        trace: publication.trace.as_deref().map(write_trace),
     }
 }
 
@@ -131,6 +132,7 @@ fn read_publication(message: pb::Publication) -> Result<Publication, WireError> 
         except: read_ids(&message.except)?,
         once: (message.once != 0).then_some(message.once),
         confirm: message.confirm,
+        trace: read_optional_trace(message.trace.as_ref())?,
     })
 }
 
@@ -263,9 +265,14 @@ fn write_act(target: &Target, act: &Act) -> pb::Act {
         Target::User(user) => (Vec::new(), None, Some(user.to_string())),
     };
     let act = match act {
-        Act::Emit { payload, from } => pb::act::Act::Emit(pb::Emit {
+        Act::Emit {
+            payload,
+            from,
+            trace,
+        } => pb::act::Act::Emit(pb::Emit {
             payload: Some(write_payload(payload)),
             from: from.as_ref().map(write_id),
+            trace: trace.as_deref().map(write_trace),
         }),
         Act::Join(room) => pb::act::Act::Join(room.to_string()),
         Act::Leave(room) => pb::act::Act::Leave(room.to_string()),
@@ -295,6 +302,7 @@ fn read_act(message: pb::Act) -> Result<Request, WireError> {
         pb::act::Act::Emit(emit) => Act::Emit {
             payload: read_payload(emit.payload)?,
             from: read_optional_id(emit.from.as_ref())?,
+            trace: read_optional_trace(emit.trace.as_ref())?,
         },
         pb::act::Act::Join(room) => Act::Join(read_room(&room)?),
         pb::act::Act::Leave(room) => Act::Leave(read_room(&room)?),
@@ -462,6 +470,23 @@ fn read_optional_id(id: Option<&Bytes>) -> Result<Option<SocketId>, WireError> {
     id.map(read_id).transpose()
 }
 
+fn write_trace(trace: &TraceContext) -> Bytes {
+    let TraceContext { trace_id, span_id } = trace;
+    [&trace_id[..], span_id].concat().into()
+}
+
+fn read_optional_trace(bytes: Option<&Bytes>) -> Result<Option<Box<TraceContext>>, WireError> {
+    let Some(bytes) = bytes else {
+        return Ok(None);
+    };
+    let ids = bytes.split_first_chunk().and_then(|(trace_id, rest)| {
+        let (trace_id, span_id) = (*trace_id, rest.try_into().ok()?);
+        Some(TraceContext { trace_id, span_id })
+    });
+    let trace = ids.ok_or(WireError::Field("trace"))?;
+    Ok(Some(Box::new(trace)))
+}
+
 fn read_room(name: &str) -> Result<RoomName, WireError> {
     RoomName::parse(name).map_err(|_| WireError::Field("room"))
 }
@@ -514,6 +539,12 @@ mod tests {
         ]
     }
 
+    fn trace() -> impl Strategy<Value = Option<Box<TraceContext>>> {
+        let ids = any::<([u8; 16], [u8; 8])>()
+            .prop_map(|(trace_id, span_id)| Box::new(TraceContext { trace_id, span_id }));
+        proptest::option::of(ids)
+    }
+
     fn sockets() -> impl Strategy<Value = Vec<SocketId>> {
         proptest::collection::vec(socket(), 0..4)
     }
@@ -522,8 +553,8 @@ mod tests {
         let to = prop_oneof![room().prop_map(Audience::Room), Just(Audience::Everyone)];
         let once = proptest::option::of(1..u64::MAX);
         let from = proptest::option::of(socket());
-        (to, payload(), from, sockets(), once, any::<bool>()).prop_map(
-            |(to, payload, from, except, once, confirm)| {
+        (to, payload(), from, sockets(), once, any::<bool>(), trace()).prop_map(
+            |(to, payload, from, except, once, confirm, trace)| {
                 Body::Publication(Publication {
                     to,
                     payload,
@@ -531,6 +562,7 @@ mod tests {
                     except,
                     once,
                     confirm,
+                    trace,
                 })
             },
         )
@@ -547,8 +579,13 @@ mod tests {
             after_ms,
         });
         let act = prop_oneof![
-            (payload(), proptest::option::of(socket()))
-                .prop_map(|(payload, from)| Act::Emit { payload, from }),
+            (payload(), proptest::option::of(socket()), trace()).prop_map(
+                |(payload, from, trace)| Act::Emit {
+                    payload,
+                    from,
+                    trace,
+                }
+            ),
             room().prop_map(Act::Join),
             room().prop_map(Act::Leave),
             close
@@ -675,6 +712,15 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(bytes.into());
+        }
+    }
+
+    #[test]
+    fn a_trace_has_two_ids_of_their_length() {
+        for (bytes, fine) in [(24, true), (23, false), (25, false), (0, false)] {
+            let trace = Bytes::from(vec![1; bytes]);
+            let read = read_optional_trace(Some(&trace));
+            assert_eq!(read.is_ok(), fine, "{bytes}");
         }
     }
 

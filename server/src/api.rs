@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod span;
 mod sse;
 mod tail;
 
@@ -32,9 +33,11 @@ use tracing::warn;
 
 use crate::hooks::Actions;
 use crate::seldom::Seldom;
+use crate::trace::Span;
 use crate::unisono::{Nodes, PublishError, Unisono};
 use crate::worker::Worker;
 use body::{Broadcast, Disconnect, Drain, Emit, Membership, Publish, Whom};
+use span::Asked;
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub fn app(
     >,
 > {
     let api = web::scope("/api/v1")
+        .wrap(actix_web::middleware::from_fn(span::around))
+        // What is wrapped last comes first: strangers begin no traces.
         .wrap(actix_web::middleware::from_fn(access::check))
         .service(at("/emit", web::post().to(emit)))
         .service(at("/publish", web::post().to(publish)))
@@ -104,15 +109,15 @@ type ApiResult = Result<Value, ApiError>;
 
 // === verbs ===
 
-async fn emit(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn emit(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_emit(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn publish(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn publish(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_publish(&unisono, read(&body)?).await.map(answer)
 }
 
-async fn broadcast(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn broadcast(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, ApiError> {
     do_broadcast(&unisono, read(&body)?).await.map(answer)
 }
 
@@ -130,7 +135,7 @@ async fn leave(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiErr
 
 /// The requests of a batch are carried out one after the other. One that fails has an `error` in its
 /// place, and the rest goes on.
-async fn batch(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn batch(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, ApiError> {
     let requests: Vec<HashMap<&str, &RawValue>> =
         serde_json::from_str(text(&body)?).map_err(|error| ApiError::bad(error.to_string()))?;
     let max = unisono.shared.config.api.batch;
@@ -155,8 +160,11 @@ async fn do_one(unisono: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResu
 }
 
 /// Serves a request that came over NATS; an error is an answer, too.
-pub async fn serve(unisono: &Unisono, verb: &str, body: &[u8]) -> Vec<u8> {
+pub async fn serve(unisono: &Unisono, verb: &str, body: &[u8], span: Option<Span>) -> Vec<u8> {
     let done = do_verb(unisono, verb, body).await;
+    if let Some(mut span) = span {
+        span::over_nats(&mut span, verb, &done);
+    }
     let answer = done.unwrap_or_else(|error| error.body());
     answer.to_string().into_bytes()
 }
@@ -211,6 +219,7 @@ async fn do_emit(unisono: &Unisono, body: Emit<'_>) -> ApiResult {
     let emit = Act::Emit {
         payload: body.content().payload()?,
         from: None,
+        trace: None,
     };
     let whom = Whom::of(body.to, None, body.user)?;
     act(unisono, whom, emit, "delivered").await
@@ -222,7 +231,7 @@ async fn act(unisono: &Unisono, whom: Whom, act: Act, word: &str) -> ApiResult {
     let target = match whom {
         Whom::Sockets(ids) => {
             check_count(unisono, ids.len())?;
-            return Ok(results(unisono.act(ids, &act)?.await));
+            return Ok(results(unisono.act(ids, act)?.await));
         }
         Whom::Room(room) => Target::Room(room),
         Whom::User(user) => Target::User(user),

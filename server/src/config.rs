@@ -26,12 +26,13 @@ pub const FILE_DEFAULT: &str = "unisono.toml";
 const ENVIRONMENT_PREFIX: &str = "UNISONO__";
 
 /// Keys whose values are URLs: of those only what comes before the path is shown.
-const URLS: [&str; 5] = [
+const URLS: [&str; 6] = [
     "cluster.nats",
     "auth.jwks_url",
     "auth.hook_url",
     "hooks.url",
     "laravel.redis_url",
+    "tracing.endpoint",
 ];
 
 /// Keys whose values are not shown.
@@ -63,6 +64,7 @@ pub struct Config {
     pub rules: Rules,
     pub drain: Drain,
     pub rebalance: Rebalance,
+    pub tracing: Tracing,
     pub log: Log,
 }
 
@@ -281,6 +283,21 @@ pub struct Rebalance {
     pub start_percent: u32,
     pub stop_percent: u32,
     pub rate: u32,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Tracing {
+    pub endpoint: String,
+    pub headers_file: PathBuf,
+    pub service_name: String,
+    pub sample_ratio: f64,
+    pub queue: usize,
+    pub batch: usize,
+    #[serde(deserialize_with = "duration")]
+    pub delay: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -779,6 +796,8 @@ impl Config {
             (self.hooks.batch, "hooks.batch"),
             (self.hooks.lanes, "hooks.lanes"),
             (self.hooks.queue, "hooks.queue"),
+            (self.tracing.queue, "tracing.queue"),
+            (self.tracing.batch, "tracing.batch"),
             (api.ids, "api.ids"),
             (api.batch, "api.batch"),
             (api.page, "api.page"),
@@ -814,6 +833,8 @@ impl Config {
             (self.auth.hook_timeout, "auth.hook_timeout"),
             (self.auth.jwks_refresh, "auth.jwks_refresh"),
             (self.hooks.timeout, "hooks.timeout"),
+            (self.tracing.delay, "tracing.delay"),
+            (self.tracing.timeout, "tracing.timeout"),
             (self.hooks.retry_delay_max, "hooks.retry_delay_max"),
             (api.idle_timeout, "api.idle_timeout"),
             (self.tls.reload_interval, "tls.reload_interval"),
@@ -835,6 +856,33 @@ impl Config {
             rebalance.start_percent > rebalance.stop_percent && rebalance.start_percent <= 1_000,
             "rebalance.start_percent",
             "above stop_percent, at most 1000",
+        );
+        let tracing = &self.tracing;
+        check(
+            (0.0..=1.0).contains(&tracing.sample_ratio),
+            "tracing.sample_ratio",
+            "0 to 1",
+        );
+        check(
+            tracing.batch <= tracing.queue,
+            "tracing.batch",
+            "at most queue",
+        );
+        check(tracing.queue <= 1 << 20, "tracing.queue", "at most 1048576");
+        let base = |url: url::Url| {
+            let scheme = matches!(url.scheme(), "http" | "https");
+            let open = url.username().is_empty() && url.password().is_none();
+            scheme && open && url.query().is_none() && url.fragment().is_none()
+        };
+        check(
+            tracing.endpoint.is_empty() || url::Url::parse(&tracing.endpoint).is_ok_and(base),
+            "tracing.endpoint",
+            "a URL of http:// or https://, without a password or a query: a key goes into headers_file",
+        );
+        check(
+            !tracing.service_name.is_empty(),
+            "tracing.service_name",
+            "a name is needed",
         );
         check(
             is_filter(&self.log.level),
@@ -1230,6 +1278,13 @@ mod tests {
                 ("sockets.ping_interval", "100years"),
                 ("api.keys", "short"),
                 ("log.level", "deafening"),
+                ("tracing.endpoint", "http://collector:4318?key=my-secret"),
+                ("tracing.sample_ratio", "1.5"),
+                ("tracing.service_name", ""),
+                ("tracing.queue", "10"),
+                ("tracing.batch", "11"),
+                ("tracing.delay", "0s"),
+                ("tracing.timeout", "1ms"),
             ]),
             ..Sources::default()
         };
@@ -1243,8 +1298,15 @@ mod tests {
             "sockets.ping_interval: at most 24h",
             "api.keys",
             "log.level",
+            "tracing.endpoint: a URL of http:// or https://, without a password",
+            "tracing.sample_ratio: 0 to 1",
+            "tracing.service_name: a name",
+            "tracing.batch: at most queue",
+            "tracing.delay: at least 10ms",
+            "tracing.timeout: at least 10ms",
         ] {
             assert!(message.contains(key), "{key} in {message}");
         }
+        assert!(!message.contains("my-secret"), "{message}");
     }
 }

@@ -9,6 +9,8 @@ use proto::client::event_text;
 use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::sync::oneshot;
 
+use crate::shared::Shared;
+use crate::trace::Span;
 use crate::websocket::Opcode;
 use crate::websocket::frame::encode;
 
@@ -31,29 +33,36 @@ pub struct Delivery {
     permit: Permit,
 }
 
-/// Counts the sockets that were reached.
+/// Counts the sockets that were reached, for whoever waits for the sum and for the span, which ends with it.
 struct Tally {
     reached: AtomicU64,
     done: Mutex<Option<oneshot::Sender<u64>>>,
+    span: Option<Span>,
 }
 
 impl Delivery {
-    /// A publication that nobody counts.
-    pub fn new(publication: Publication, origin: NodeId, permit: Permit) -> Arc<Self> {
-        Self::with_tally(publication, origin, permit, None)
+    /// A publication that nobody counts, unless it is traced.
+    pub fn new(
+        shared: &Shared,
+        publication: Publication,
+        origin: NodeId,
+        permit: Permit,
+    ) -> Arc<Self> {
+        let span = shared.delivering(&publication, origin);
+        let tally = span.map(|span| Tally::new(None, Some(span)));
+        Self::with_tally(publication, origin, permit, tally)
     }
 
     /// A publication that is counted: `done` gets the number of sockets of this node that it reached.
     pub fn counted(
+        shared: &Shared,
         publication: Publication,
         origin: NodeId,
         permit: Permit,
         done: oneshot::Sender<u64>,
     ) -> Arc<Self> {
-        let tally = Tally {
-            reached: AtomicU64::new(0),
-            done: Mutex::new(Some(done)),
-        };
+        let span = shared.delivering(&publication, origin);
+        let tally = Tally::new(Some(done), span);
         Self::with_tally(publication, origin, permit, Some(tally))
     }
 
@@ -118,11 +127,26 @@ impl Delivery {
     }
 }
 
+impl Tally {
+    fn new(done: Option<oneshot::Sender<u64>>, span: Option<Span>) -> Self {
+        Self {
+            reached: AtomicU64::new(0),
+            done: Mutex::new(done),
+            span,
+        }
+    }
+}
+
 impl Drop for Tally {
     fn drop(&mut self) {
+        let reached = *self.reached.get_mut();
+        // Ends before anybody hears of it.
+        if let Some(mut span) = self.span.take() {
+            span.reached(reached);
+        }
         let done = self.done.get_mut().ok().and_then(Option::take);
         if let Some(done) = done {
-            let _ = done.send(*self.reached.get_mut());
+            let _ = done.send(reached);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! HTTP to the application and to key servers, and from the command line to a node: nothing is followed, nothing is
-//! read without end.
+//! HTTP to the application, to key servers and to a collector of traces, and from the command line to a node: nothing
+//! is followed, nothing is read without end.
 
 use std::time::Duration;
 

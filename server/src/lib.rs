@@ -64,6 +64,7 @@ mod shared;
 mod signature;
 mod tail;
 mod tls;
+mod trace;
 mod vital;
 
 mod api;

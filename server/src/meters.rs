@@ -331,7 +331,8 @@ fn listed(words: &[&'static str], number: u16) -> Option<&'static str> {
 impl Source {
     const ALL: [Self; 4] = [Self::Client, Self::Api, Self::Bus, Self::Laravel];
 
-    fn as_str(self) -> &'static str {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::Api => "api",

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
-use cluster::{Event, Gathered, Sent};
+use cluster::{Event, Gathered, Permit, Sent};
 use futures_util::stream::unfold;
 use proto::envelope::{Answer, Request};
-use proto::{Audience, RoomName};
+use proto::{Audience, Publication, RoomName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api;
@@ -22,6 +22,7 @@ use crate::registry::{Deliver, Drain, Gap, Ready};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
 use crate::tail::{self, Passed};
+use crate::trace::{Parent, Span, Work};
 use crate::unisono::Unisono;
 use crate::vital::Vital;
 
@@ -35,6 +36,8 @@ pub struct Publish {
     delivery: Arc<Delivery>,
     /// Who wants to know how far it went.
     report: Report,
+    /// Where it is traced: ends when it has left the node, or when the others have answered.
+    span: Option<Span>,
 }
 
 /// Who wants to know how far a publication went.
@@ -116,6 +119,7 @@ impl Handler<Publish> for Node {
             source,
             delivery,
             report,
+            span,
         } = publish;
         self.shared.meters.published(source);
         if self.shared.tails.on() {
@@ -123,22 +127,33 @@ impl Handler<Publish> for Node {
         }
         self.deliver(&delivery);
         let cluster = &self.shared.cluster;
-        let publication = delivery.publication().clone();
+        let (publication, permit) = self.outward(&delivery);
         match report {
             Report::Here => {}
             Report::None => {
-                cluster.publish(publication, Some(delivery.permit()));
+                left(span, cluster.publish(publication, Some(permit)));
             }
             Report::Sent(reply) => {
-                let _ = reply.send(cluster.publish(publication, Some(delivery.permit())));
+                let sent = cluster.publish(publication, Some(permit));
+                left(span, sent);
+                let _ = reply.send(sent);
             }
             Report::Confirmed(reply) => {
-                let confirmed = cluster.publish_confirmed(publication, delivery.permit());
+                let confirmed = cluster.publish_confirmed(publication, permit);
                 actix_rt::spawn(async move {
-                    let _ = reply.send(confirmed.await);
+                    let confirmed = confirmed.await;
+                    drop(span);
+                    let _ = reply.send(confirmed);
                 });
             }
         }
+    }
+}
+
+/// Ends the span of a publication that has left the node, or could not.
+fn left(span: Option<Span>, sent: Sent) {
+    if let (Some(mut span), Sent::LocalOnly) = (span, sent) {
+        span.fail();
     }
 }
 
@@ -201,13 +216,13 @@ impl StreamHandler<Event> for Node {
             } => {
                 self.shared.meters.published(Source::Bus);
                 let delivery = match responder {
-                    None => Delivery::new(publication, origin, permit),
+                    None => Delivery::new(&self.shared, publication, origin, permit),
                     Some(responder) => {
                         let (done, count) = oneshot::channel();
                         actix_rt::spawn(async move {
                             responder.respond(Answer::Count(count.await.unwrap_or(0)));
                         });
-                        Delivery::counted(publication, origin, permit, done)
+                        Delivery::counted(&self.shared, publication, origin, permit, done)
                     }
                 };
                 self.deliver(&delivery);
@@ -234,22 +249,19 @@ impl StreamHandler<Event> for Node {
                     }
                     request => request,
                 };
+                let span = self.shared.answering(&request, Parent::Elsewhere);
                 let answer = self.workers.ask(request, permit.as_ref());
                 actix_rt::spawn(async move {
-                    responder.respond(answer.await);
+                    responder.respond(Span::until(span, answer).await);
                 });
             }
             Event::Api {
                 verb,
                 body,
+                traceparent,
                 responder,
                 permit,
             } => {
-                let app = Unisono {
-                    shared: Arc::clone(&self.shared),
-                    node: ctx.address(),
-                    workers: self.workers.clone(),
-                };
                 let Ok(place) = Arc::clone(&self.api_places).try_acquire_owned() else {
                     if let Some(responder) = responder {
                         responder.respond_raw(api::busy().into());
@@ -258,8 +270,16 @@ impl StreamHandler<Event> for Node {
                 };
                 // What it sends takes a share of its own.
                 drop(permit);
+                let parent = Parent::read(traceparent.as_deref());
+                let span = self.shared.traces.begin(Work::Request, parent);
+                let app = Unisono {
+                    shared: Arc::clone(&self.shared),
+                    node: ctx.address(),
+                    workers: self.workers.clone(),
+                    parent: Parent::of(span.as_ref()),
+                };
                 actix_rt::spawn(async move {
-                    let answer = api::serve(&app, &verb, &body).await;
+                    let answer = api::serve(&app, &verb, &body, span).await;
                     if let Some(responder) = responder {
                         responder.respond_raw(answer.into());
                     }
@@ -295,7 +315,13 @@ impl Publish {
             source,
             delivery,
             report,
+            span: None,
         }
+    }
+
+    /// The same, traced.
+    pub fn within(self, span: Option<Span>) -> Self {
+        Self { span, ..self }
     }
 }
 
@@ -328,6 +354,22 @@ impl Node {
         for registry in self.chosen(workers) {
             registry.do_send(Deliver(Arc::clone(delivery)));
         }
+    }
+
+    /// What goes to the other nodes, with its share of the budget. Where it is traced, the span of the bus lasts until
+    /// that is let go, and what the others do is part of it.
+    fn outward(&self, delivery: &Delivery) -> (Publication, Permit) {
+        let mut publication = delivery.publication().clone();
+        let mut permit = delivery.permit();
+        if let Some(place) = &mut publication.trace
+            && !self.shared.cluster.alone()
+            && let Some(mut span) = self.shared.traces.begin(Work::Bus, Parent::Here(**place))
+        {
+            span.say("messaging.system", "nats");
+            **place = span.place();
+            permit = permit.with(span);
+        }
+        (publication, permit)
     }
 
     fn show(&self, delivery: &Delivery, everywhere: bool) {

@@ -1,5 +1,5 @@
 //! The thread on which the node speaks to what is neither a client nor another node: the application's HTTP
-//! endpoints, key servers, Redis. Nothing that is slow there holds up a socket.
+//! endpoints, key servers, Redis, a collector of traces. Nothing that is slow there holds up a socket.
 
 use std::io;
 

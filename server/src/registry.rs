@@ -656,7 +656,7 @@ impl Registry {
                 }
             };
             let status = match act {
-                Act::Emit { payload, from } => {
+                Act::Emit { payload, from, .. } => {
                     let wire = session.wire;
                     let frame = frames[wire as usize]
                         .get_or_init(|| payload_frame(wire, payload, None, *from));
@@ -757,7 +757,7 @@ impl Registry {
     }
 
     fn show_act(&self, id: SocketId, act: &Act, status: Status) {
-        let Act::Emit { payload, from } = act else {
+        let Act::Emit { payload, from, .. } = act else {
             return;
         };
         let user = self

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Counts what happens, and says at most every ten seconds how much it was since it last said so.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Seldom(Mutex<State>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     said_at: Option<Instant>,
     held_back: u64,

@@ -36,6 +36,7 @@ use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
 use crate::tail::Tails;
 use crate::tls::Tls;
+use crate::trace::{Identity, Parent, Traces};
 use crate::unisono::Unisono;
 use crate::vital::EXIT_SOFTWARE;
 use crate::worker::{self, Connection};
@@ -69,6 +70,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// How long the bus may take with what waits to be sent, and with the goodbye.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the collector of traces may take with the last spans.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// To who comes when `sockets.connections` are there.
 const TOO_MANY: &[u8] =
@@ -175,10 +179,16 @@ impl Server {
         };
         let addresses = (limit.rate > 0).then(|| Mutex::new(Addresses::new(limit, ADDRESSES_MAX)));
         let timeout = config.sockets.handler_timeout;
+        let identity = Identity {
+            node: node_id.to_string(),
+            name: &name,
+        };
+        let traces = Traces::start(&config.tracing, &identity, &outside)?;
         let shared = Arc::new(Shared {
             events: Events::new(cluster.clone(), budget.clone(), hooks, timeout),
             curious: is_curious(&config),
             tails: Tails::new(node_id),
+            traces,
             drain_wanted: Notify::new(),
             routes: app.routes,
             tls,
@@ -208,6 +218,7 @@ impl Server {
             shared,
             node,
             workers,
+            parent: Parent::None,
         };
         let _ = late.set(unisono.clone());
         let mut doors = Vec::new();
@@ -288,6 +299,10 @@ impl Server {
         let left = tokio::time::timeout(LEAVE_TIMEOUT, shared.cluster.leave());
         if left.await.is_err() {
             warn!("the bus took no goodbye");
+        }
+        let flushed = tokio::time::timeout(FLUSH_TIMEOUT, shared.traces.flush());
+        if flushed.await.is_err() {
+            warn!("the collector did not take the last spans");
         }
         info!("drained");
     }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use cluster::{Budget, Cluster, LinkState};
-use proto::NodeId;
+use proto::envelope::{Act, Request};
+use proto::{Audience, NodeId, Publication, TraceContext};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -14,10 +15,11 @@ use crate::auth::Auth;
 use crate::config::Config;
 use crate::delivery::Wire;
 use crate::events::Events;
-use crate::meters::Meters;
+use crate::meters::{Meters, Source};
 use crate::rate::Addresses;
 use crate::tail::Tails;
 use crate::tls::Tls;
+use crate::trace::{Parent, Span, Traces, Work};
 
 /// Settings, the way to other nodes, and the counts that make up a node's load.
 pub struct Shared {
@@ -51,6 +53,8 @@ pub struct Shared {
     pub curious: bool,
     /// Who watches what passes.
     pub tails: Arc<Tails>,
+    /// Where spans begin.
+    pub traces: Traces,
     /// Another node, or the API, wants this one to drain.
     pub drain_wanted: Notify,
     pub(crate) once: AtomicU64,
@@ -144,6 +148,55 @@ impl Shared {
         }
         metrics::gauge!("unisono_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         self.meters.render()
+    }
+
+    /// The span of a publication that comes into the cluster here. What becomes of it is part of that.
+    pub fn publishing(
+        &self,
+        publication: &mut Publication,
+        source: Source,
+        parent: Parent,
+    ) -> Option<Span> {
+        let work = match publication.to {
+            Audience::Room(_) => Work::Publish,
+            Audience::Everyone => Work::Broadcast,
+        };
+        let mut span = self.traces.begin(work, parent)?;
+        span.say("unisono.source", source.as_str());
+        self.say_audience(&mut span, &publication.to);
+        publication.trace = Some(Box::new(span.place()));
+        Some(span)
+    }
+
+    /// The span of what becomes on this node of a publication, from the moment when it was here.
+    pub fn delivering(&self, publication: &Publication, origin: NodeId) -> Option<Span> {
+        let place = publication.trace.as_deref()?;
+        let parent = match origin == self.node {
+            true => Parent::Here(*place),
+            false => Parent::Elsewhere(*place),
+        };
+        let mut span = self.traces.begin(Work::Deliver, parent)?;
+        self.say_audience(&mut span, &publication.to);
+        Some(span)
+    }
+
+    /// The same of a request that came from `origin`, which is [`Parent::Here`] or [`Parent::Elsewhere`].
+    pub fn answering(&self, request: &Request, origin: fn(TraceContext) -> Parent) -> Option<Span> {
+        match request {
+            Request::Act(_, Act::Emit { trace, .. }) => {
+                self.traces.begin(Work::Deliver, origin(*trace.as_deref()?))
+            }
+            _ => None,
+        }
+    }
+
+    /// Names of rooms may be personal; patterns are the operator's own.
+    fn say_audience(&self, span: &mut Span, to: &Audience) {
+        if let Audience::Room(room) = to
+            && let Some(rule) = self.config.rules.find(room)
+        {
+            span.say("unisono.room.pattern", rule.pattern.to_string());
+        }
     }
 
     /// A number for one send to several rooms.

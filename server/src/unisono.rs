@@ -27,6 +27,7 @@ use crate::meters::{self, Source};
 use crate::node::{Node, Publish, Report};
 use crate::registry::Gap;
 use crate::shared::Shared;
+use crate::trace::{Parent, Span, Work, delivered};
 
 /// A running node, as applications use it: every verb reaches the whole cluster. Cheap to clone, and at home on any
 /// thread.
@@ -54,6 +55,8 @@ pub struct Unisono {
     pub(crate) shared: Arc<Shared>,
     pub(crate) node: Addr<Node>,
     pub(crate) workers: Workers,
+    /// What is sent by this handle is part of that.
+    pub(crate) parent: Parent,
 }
 
 /// Which nodes took part in an answer.
@@ -126,6 +129,16 @@ impl Unisono {
         json && self.shared.config.sockets.greeting
     }
 
+    /// The span of an act, where it is an emit, and sampled.
+    fn emitting(&self, act: &mut Act) -> Option<Span> {
+        let Act::Emit { trace, .. } = act else {
+            return None;
+        };
+        let span = self.shared.traces.begin(Work::Emit, self.parent)?;
+        *trace = Some(Box::new(span.place()));
+        Some(span)
+    }
+
     /// Does something with sockets, wherever they are. Ids that are none are told so. The request is on its
     /// way, in the order of the calls, when this returns; the future is for the statuses.
     ///
@@ -135,10 +148,18 @@ impl Unisono {
     pub(crate) fn act(
         &self,
         to: Vec<String>,
-        act: &Act,
+        mut act: Act,
     ) -> Result<impl Future<Output = Vec<(String, Status)>> + use<>, PublishError> {
-        let permit = self.permit_for(act, to.len())?;
-        Ok(self.each(to, act, permit.as_ref()))
+        let permit = self.permit_for(&act, to.len())?;
+        let span = self.emitting(&mut act);
+        let each = self.each(to, &act, permit.as_ref());
+        Ok(async move {
+            let statuses = each.await;
+            if let Some(mut span) = span {
+                span.reached(delivered(&statuses));
+            }
+            statuses
+        })
     }
 
     /// Does something with the sockets of a room or a user, and says with how many.
@@ -149,15 +170,22 @@ impl Unisono {
     pub(crate) fn act_on(
         &self,
         target: Target,
-        act: Act,
+        mut act: Act,
     ) -> Result<impl Future<Output = Partial<u64>> + use<>, PublishError> {
         let permit = self.permit_for(&act, 0)?;
+        let span = self.emitting(&mut act);
         let request = Request::Act(target, act);
         let asked = self.everywhere(request, permit.as_ref(), |answer| match answer {
             Answer::Count(count) => count,
             _ => 0,
         });
-        Ok(asked)
+        Ok(async move {
+            let count = asked.await;
+            if let Some(mut span) = span {
+                span.reached(count.value);
+            }
+            count
+        })
     }
 
     /// A share of the budget for what a request carries.
@@ -181,11 +209,13 @@ impl Unisono {
         except: Vec<SocketId>,
     ) -> Result<Sent, PublishError> {
         let mut replies = Vec::new();
-        for (publication, permit) in self.publications(to, &payload, &except)? {
-            let delivery = Delivery::new(publication, self.shared.node, permit);
+        for (mut publication, permit) in self.publications(to, &payload, &except)? {
+            let shared = &self.shared;
+            let span = shared.publishing(&mut publication, Source::Api, self.parent);
+            let delivery = Delivery::new(shared, publication, shared.node, permit);
             let (reply, sent) = oneshot::channel();
             let publish = Publish::reported(Source::Api, delivery, Report::Sent(reply));
-            self.node.do_send(publish);
+            self.node.do_send(publish.within(span));
             replies.push(sent);
         }
         let mut sent = Sent::ToAll;
@@ -201,7 +231,7 @@ impl Unisono {
     pub(crate) fn send_here(&self, publication: Publication) {
         match self.shared.budget.try_acquire(publication.payload.len()) {
             Some(permit) => {
-                let delivery = Delivery::new(publication, self.shared.node, permit);
+                let delivery = Delivery::new(&self.shared, publication, self.shared.node, permit);
                 let publish = Publish::reported(Source::Laravel, delivery, Report::Here);
                 self.node.do_send(publish);
             }
@@ -229,15 +259,17 @@ impl Unisono {
     ) -> Result<Partial<u64>, PublishError> {
         let mut replies = Vec::new();
         for (publication, permit) in self.publications(to, &payload, &except)? {
-            let publication = Publication {
+            let mut publication = Publication {
                 confirm: true,
                 ..publication
             };
+            let shared = &self.shared;
+            let span = shared.publishing(&mut publication, Source::Api, self.parent);
             let (done, here) = oneshot::channel();
             let (reply, elsewhere) = oneshot::channel();
-            let delivery = Delivery::counted(publication, self.shared.node, permit, done);
+            let delivery = Delivery::counted(shared, publication, shared.node, permit, done);
             let publish = Publish::reported(Source::Api, delivery, Report::Confirmed(reply));
-            self.node.do_send(publish);
+            self.node.do_send(publish.within(span));
             replies.push((here, elsewhere));
         }
         let mut total = 0;
@@ -311,7 +343,7 @@ impl Unisono {
         for (node, ids) in group_by(&distinct, SocketId::node) {
             let part = Request::Act(Target::Sockets(ids.clone()), act.clone());
             if node == self.shared.node {
-                here = Some(self.workers.ask(part, permit));
+                here = Some(self.ask_here(part, permit));
             } else {
                 let answer = self.shared.cluster.call(node, part, permit.cloned());
                 elsewhere.push(async move { (ids, answer.await) });
@@ -363,7 +395,7 @@ impl Unisono {
     ) -> impl Future<Output = Partial<T>> + use<T> {
         let kind = Kind::of(&request);
         let elsewhere = self.shared.cluster.call_all(request.clone());
-        let here = self.workers.ask(request, permit);
+        let here = self.ask_here(request, permit);
         async move {
             let here = here.await;
             let gathered = elsewhere.await;
@@ -374,6 +406,15 @@ impl Unisono {
                 nodes,
             }
         }
+    }
+
+    fn ask_here(
+        &self,
+        request: Request,
+        permit: Option<&Permit>,
+    ) -> impl Future<Output = Answer> + use<> {
+        let span = self.shared.answering(&request, Parent::Here);
+        Span::until(span, self.workers.ask(request, permit))
     }
 
     /// One publication for each audience, with their permit.

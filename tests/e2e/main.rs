@@ -25,4 +25,5 @@ mod rebalance;
 mod sockets;
 mod sse;
 mod tls;
+mod tracing;
 mod users;

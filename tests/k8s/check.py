@@ -362,11 +362,12 @@ def seconds(text):
 
 def drain(config):
     """The longest that a node takes from SIGTERM to its end: `Server::drain`, number by number."""
-    leave, = re.findall(r"const LEAVE_TIMEOUT: Duration = Duration::from_secs\((\d+)\)",
-                        Path("server/src/server.rs").read_text())
+    text = Path("server/src/server.rs").read_text()
+    leave, flush = (int(re.search(rf"const {name}_TIMEOUT: Duration = Duration::from_secs\((\d+)\)", text)[1])
+                    for name in ("LEAVE", "FLUSH"))
     sockets = config["sockets"]
     closing = max(2 * seconds(sockets["close_timeout"]), seconds(sockets["handler_timeout"]))
-    return seconds(config["drain"]["delay"]) + seconds(config["drain"]["window"]) + closing + 2 * int(leave)
+    return seconds(config["drain"]["delay"]) + seconds(config["drain"]["window"]) + closing + 2 * leave + flush
 
 
 # === the program ===

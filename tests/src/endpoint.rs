@@ -28,8 +28,10 @@ pub struct Request {
     pub line: String,
     /// The headers, their names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// The body.
+    /// The body; nothing where it is no JSON.
     pub body: String,
+    /// The same, whatever it is.
+    pub bytes: Vec<u8>,
     /// The events in it.
     pub events: Vec<Value>,
     /// The status that it was answered with; 0 where it got no answer.
@@ -115,7 +117,12 @@ impl Endpoint {
 
     /// Where events are to be sent.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/events", self.port)
+        format!("{}/events", self.base())
+    }
+
+    /// The same without a path.
+    pub fn base(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Answers in another way from now on.
@@ -205,17 +212,23 @@ async fn next(read: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<Re
     }
     let length = headers.get("content-length").map(|length| length.parse());
     let length = length.expect("a request has a length");
-    let mut body = vec![0; length.expect("a length is a number")];
-    read.read_exact(&mut body).await?;
-    let body = String::from_utf8(body).expect("a request is text");
-    let json: Value = serde_json::from_str(&body).expect("a request is JSON");
-    Ok(Some(Request {
+    let mut bytes = vec![0; length.expect("a length is a number")];
+    read.read_exact(&mut bytes).await?;
+    let mut request = Request {
         line: line.trim_end().to_owned(),
         headers,
-        events: json["events"].as_array().cloned().unwrap_or_default(),
-        body,
+        body: String::new(),
+        bytes,
+        events: Vec::new(),
         status: 0,
-    }))
+    };
+    let content_type = request.headers.get("content-type");
+    if content_type.is_some_and(|kind| kind == "application/json") {
+        request.body = String::from_utf8(request.bytes.clone()).expect("JSON is text");
+        let json: Value = serde_json::from_str(&request.body).expect("a request is JSON");
+        request.events = json["events"].as_array().cloned().unwrap_or_default();
+    }
+    Ok(Some(request))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

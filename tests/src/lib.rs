@@ -11,6 +11,7 @@ mod eventually;
 mod process;
 
 mod backend;
+mod collector;
 mod endpoint;
 mod metrics;
 mod nats;
@@ -30,6 +31,7 @@ pub use api::{Answer, Api};
 pub use backend::{Backend, BackendConfig};
 pub use browser::{Browser, Page};
 pub use client::{Client, Event, Refusal};
+pub use collector::{Collector, Span};
 pub use endpoint::{Endpoint, Reply, Request};
 pub use eventually::{Outcome, PATIENCE, eventually, within};
 pub use metrics::{Metrics, in_repository, promtool};

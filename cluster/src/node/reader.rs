@@ -161,6 +161,7 @@ impl Reader {
         self.event(Event::Api {
             verb: Subjects::verb_of(&message.subject).to_owned(),
             body: message.payload,
+            traceparent: message.traceparent,
             responder,
             permit,
         })

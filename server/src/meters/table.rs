@@ -166,6 +166,9 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_hook_answers_refused_total", Unit::Count, "Answers of hooks.url that make no sense"),
     counter("unisono_actions_failed_total", Unit::Count, "Actions in answers of hooks.url that were not carried out"),
 
+    counter("unisono_spans_total", Unit::Count, "Spans that the collector took, did not take, or that found no room in the queue")
+        .by("result", &["sent", "failed", "dropped"]),
+
     gauge("unisono_laravel_connected", Unit::Count, "1 while Laravel's Redis is there; where laravel.redis_url is set")
         .where_configured(),
     counter("unisono_laravel_broadcasts_total", Unit::Count, "Broadcasts of Laravel that were delivered, and messages that are none")

@@ -15,6 +15,7 @@ use crate::node::Publish;
 use crate::rate::Limit;
 use crate::registry::{Join, Leave};
 use crate::rules::{ClientEvents, Denied, Rule};
+use crate::trace::Parent;
 use crate::unisono::PublishError;
 use crate::websocket::frame::{self, encode};
 use crate::websocket::{Incoming, Opcode};
@@ -240,8 +241,12 @@ impl Session {
         if to.len() > self.shared().config.sockets.emit_ids {
             return Err((ErrorCode::BadMessage, "too many ids in `to`"));
         }
-        let from = Some(self.id);
-        let results = self.worker.unisono.act(to, &Act::Emit { payload, from });
+        let emit = Act::Emit {
+            payload,
+            from: Some(self.id),
+            trace: None,
+        };
+        let results = self.worker.unisono.act(to, emit);
         let results = results.map_err(|error| match error {
             PublishError::TooLarge => (ErrorCode::TooLarge, "more than the bus takes"),
             PublishError::Busy => (ErrorCode::Unavailable, "too much is on its way"),
@@ -285,15 +290,15 @@ impl Session {
 
     pub(super) fn published(
         &mut self,
-        publication: Publication,
+        mut publication: Publication,
         id: Option<&ClientId>,
         permit: Permit,
     ) {
-        let delivery = Delivery::new(publication, self.shared().node, permit);
-        self.worker
-            .unisono
-            .node
-            .do_send(Publish::quietly(Source::Client, delivery));
+        let shared = self.shared();
+        let span = shared.publishing(&mut publication, Source::Client, Parent::None);
+        let delivery = Delivery::new(shared, publication, shared.node, permit);
+        let publish = Publish::quietly(Source::Client, delivery);
+        self.worker.unisono.node.do_send(publish.within(span));
         self.ack(id, Some(b"{}"));
     }
 }

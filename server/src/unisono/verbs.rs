@@ -181,6 +181,7 @@ impl Unisono {
         let emit = Act::Emit {
             payload,
             from: None,
+            trace: None,
         };
         self.act_to::<T>(to.target()?, emit).await
     }
@@ -309,7 +310,7 @@ impl Unisono {
         let reached = match target {
             Target::Sockets(ids) => {
                 let texts = ids.iter().map(SocketId::to_string).collect();
-                let statuses = self.act(texts, &act)?.await.into_iter();
+                let statuses = self.act(texts, act)?.await.into_iter();
                 let statuses = statuses.map(|(_, status)| status);
                 Reached::Each(ids.into_iter().zip(statuses).collect())
             }
