@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use unisono_tests::{
-    Client, Identity, Metrics, Node, Sandbox, Stream, Wire, eventually, in_repository, promtool,
-    stream_request, upgrade_request,
+    Certificate, Client, Identity, Metrics, Node, Sandbox, Stream, Wire, eventually, in_repository,
+    promtool, stream_request, upgrade_request,
 };
 
 // === what there is ===
@@ -422,7 +422,7 @@ async fn limits_are_counted_by_what_they_limit() {
 
 /// A node with all that some metrics are there for: a certificate, which has to outlive it, and a Redis, which is not there.
 pub(super) async fn with_everything() -> (Node, Identity) {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = Node::config("all").tls(&identity);
     let node = node.toml("[laravel]\nredis_url = \"redis://127.0.0.1:1\"");
     (node.start().await, identity)

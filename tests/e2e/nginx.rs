@@ -1,9 +1,25 @@
-//! Behind a real nginx: the configuration that is shipped, and two that people have already.
+//! Behind a real nginx: the configuration that is shipped, each claim and each variant of it, and two that people
+//! have already.
+
+mod balancing;
+mod forwarding;
+mod limits;
+mod log;
+mod numbers;
+mod reload;
+mod times;
+mod tls;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use unisono_tests::{Client, Nginx, Node, Sandbox};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use unisono_tests::{
+    Client, Nginx, NginxConfig, Node, Response, Sandbox, Wire, eventually, upgrade_request,
+};
 
 /// What holds behind any of the configurations.
 async fn a_cluster_works_behind(nginx: &Nginx, mut sandbox: Sandbox) {
@@ -61,6 +77,51 @@ fn shares(clients: &[Client]) -> BTreeMap<&str, usize> {
     shares
 }
 
+/// The shipped configuration in front of these nodes, to build on.
+fn config(nodes: &[Node]) -> NginxConfig {
+    Nginx::config(nodes.iter().map(Node::port))
+}
+
+/// A handshake with one more header line.
+fn upgrade_with(path: &str, header: &str) -> String {
+    upgrade_request(path).replace("\r\n\r\n", &format!("\r\n{header}\r\n\r\n"))
+}
+
+/// What this request is answered.
+async fn answer(mut wire: Wire, request: &str) -> Response {
+    wire.send(request).await;
+    wire.response().await
+}
+
+/// A machine that has gone without a word: connections to it are neither taken nor refused.
+struct Vanished {
+    listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Vanished {
+    /// Its queue of one is full, and the kernel lets everybody else try for ever.
+    async fn start() -> Self {
+        let socket = TcpSocket::new_v4().expect("a TCP socket");
+        socket
+            .bind((Ipv4Addr::LOCALHOST, 0).into())
+            .expect("a free port");
+        let listener = socket.listen(0).expect("a listener");
+        let address = listener.local_addr().expect("a bound socket");
+        let waiting = TcpStream::connect(address).await;
+        Self {
+            listener,
+            _waiting: vec![waiting.expect("the one place in its queue")],
+        }
+    }
+
+    fn port(&self) -> u16 {
+        self.listener.local_addr().expect("a bound socket").port()
+    }
+}
+
+// === whole configurations ===
+
 #[tokio::test]
 async fn the_shipped_configuration_carries_a_cluster() {
     let sandbox = Sandbox::start(3).await;
@@ -86,18 +147,44 @@ async fn the_hyperf_configuration_carries_a_cluster() {
 }
 
 #[tokio::test]
-async fn the_shipped_configuration_passes_by_a_draining_node() {
-    let sandbox = Sandbox::config()
-        .toml("[drain]\ndelay = \"60s\"")
-        .start()
-        .await;
-    let nginx = Nginx::shipped(&sandbox.nodes).await;
-    let draining = sandbox.nodes[0].id().await;
+async fn limits_behind_another_proxy_carry_a_cluster() {
+    let sandbox = Sandbox::start(3).await;
+    let config = config(&sandbox.nodes).variant("limit").variant("realip");
+    let nginx = config.start().await;
 
-    drain(&sandbox.nodes[0]).await;
+    a_cluster_works_behind(&nginx, sandbox).await;
+}
 
-    for _ in 0..9 {
-        assert_ne!(nginx.client("/").await.node, draining);
+#[test]
+fn each_variant_is_taken_by_the_command_beside_it() {
+    let text = Nginx::text();
+    let mut marks: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split([' ', '\n']).next())
+        .filter(|mark| !mark.is_empty())
+        .collect();
+    marks.sort_unstable();
+    marks.dedup();
+    assert_eq!(marks, ["hsts", "limit", "realip", "tls"]);
+
+    for mark in marks {
+        let command = text.lines().find(|line| {
+            line.starts_with("#     sed -i '") && line.contains(&format!("s/^#{mark} //"))
+        });
+        let command = command.unwrap_or_else(|| panic!("no command for {mark}"));
+        let script = command.split('\'').nth(1).expect("a script in quotes");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("unisono.conf");
+        fs::write(&file, &text).expect("a file in the test's own directory");
+        let sed = Command::new("sed").args(["-i", script]).arg(&file).status();
+        assert!(sed.expect("sed").success());
+
+        let taken = fs::read_to_string(&file).expect("a file");
+        let mut expected = Nginx::config([8081, 8082, 8083]);
+        if mark == "tls" {
+            expected = expected.set("\n    listen 80;\n", "\n");
+        }
+        assert_eq!(taken, expected.variant(mark).site());
     }
 }
 
@@ -110,9 +197,35 @@ async fn the_shipped_configuration_keeps_the_metrics_inside() {
     assert_eq!(sandbox.api(0).get("/metrics").await.status, 200);
 }
 
+#[tokio::test]
+async fn a_socket_costs_nginx_two_connections() {
+    let sandbox = Sandbox::start(1).await;
+    let nginx = Nginx::shipped(&sandbox.nodes).await;
+    let open = || -> usize {
+        let files = |pid| {
+            fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("a worker")
+                .count()
+        };
+        nginx.workers().iter().map(files).sum()
+    };
+    let mut clients = vec![nginx.client("/x").await];
+    // What a worker opens with its first connection is not counted, nor what an earlier one has left.
+    let mut before = 0;
+    eventually("all is quiet", async || {
+        let now = open();
+        std::mem::replace(&mut before, now) == now
+    })
+    .await;
+    for _ in 0..10 {
+        clients.push(nginx.client("/x").await);
+    }
+    assert_eq!(open() - before, 20);
+}
+
 async fn drain(node: &Node) {
     node.terminate();
-    unisono_tests::eventually("the node is no longer ready", async || {
+    eventually("the node is no longer ready", async || {
         node.api().get("/health/ready").await.status == 503
     })
     .await;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use unisono_tests::{
-    Client, Identity, Nats, Node, NodeConfig, Sandbox, Wire, connect_tls, eventually,
+    Certificate, Client, Identity, Nats, Node, NodeConfig, Sandbox, Tls, Wire, eventually,
     stream_request, unisono, upgrade_request,
 };
 
@@ -18,7 +18,7 @@ fn secure(identity: &Identity) -> NodeConfig {
 
 /// The certificate that the node shows to newcomers.
 async fn shown(node: &Node) -> Vec<u8> {
-    let stream = connect_tls(node.port()).await.expect("a handshake");
+    let stream = Tls::new().connect(node.port()).await.expect("a handshake");
     let certificates = stream.get_ref().1.peer_certificates();
     certificates.expect("a certificate")[0].to_vec()
 }
@@ -48,7 +48,7 @@ fn openssl(node: &Node, identity: &Identity, args: &[&str]) -> String {
 
 #[tokio::test]
 async fn sockets_streams_and_the_api_are_all_inside() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = secure(&identity).start().await;
     let mut ann = node.client("/chat").await;
     let mut bob = node.client("/chat").await;
@@ -60,7 +60,7 @@ async fn sockets_streams_and_the_api_are_all_inside() {
     assert_eq!(status, "delivered");
     bob.expect("from the api").await;
 
-    let mut stream = connect_tls(node.port()).await.expect("a handshake");
+    let mut stream = Tls::new().connect(node.port()).await.expect("a handshake");
     let request = stream_request("/chat", "");
     stream
         .write_all(request.as_bytes())
@@ -85,7 +85,7 @@ async fn sockets_streams_and_the_api_are_all_inside() {
 #[tokio::test]
 async fn nodes_with_and_without_are_one_cluster() {
     let sandbox = Sandbox::start(1).await;
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let nats = sandbox.nats.iter().map(Nats::url);
     let node = secure(&identity).nats(nats).start().await;
     let mut inside = node.client("/chat").await;
@@ -101,7 +101,7 @@ async fn nodes_with_and_without_are_one_cluster() {
 
 #[tokio::test]
 async fn everything_that_was_published_comes_however_slowly_it_is_read() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let config = secure(&identity).toml("[sockets]\nqueue_bytes = \"64MiB\"");
     let node = config.start().await;
     let mut reader = node.client("/much").await;
@@ -122,10 +122,10 @@ async fn everything_that_was_published_comes_however_slowly_it_is_read() {
 
 #[tokio::test]
 async fn who_does_not_read_is_closed() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let config = secure(&identity).toml("[sockets]\nwrite_timeout = \"500ms\"");
     let node = config.start().await;
-    let mut deaf = connect_tls(node.port()).await.expect("a handshake");
+    let mut deaf = Tls::new().connect(node.port()).await.expect("a handshake");
     let request = upgrade_request("/much");
     deaf.write_all(request.as_bytes())
         .await
@@ -142,7 +142,7 @@ async fn who_does_not_read_is_closed() {
 
 #[tokio::test]
 async fn a_drain_says_goodbye_inside() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let config = secure(&identity).toml("[drain]\ndelay = \"0s\"\nwindow = \"100ms\"");
     let mut node = config.start().await;
     let mut client = node.client("/chat").await;
@@ -154,24 +154,23 @@ async fn a_drain_says_goodbye_inside() {
 
 #[tokio::test]
 async fn a_new_certificate_is_shown_and_open_sockets_stay() {
-    let mut identity = Identity::new();
+    let (old, new) = (Certificate::new(), Certificate::new());
+    let identity = Identity::new(&old);
     let node = secure(&identity).start().await;
     let mut before = node.client("/chat").await;
-    assert_eq!(shown(&node).await, identity.der());
+    assert_eq!(shown(&node).await, **old.der());
 
-    let old = identity.der().to_vec();
-    let (certificate, key) = identity.issue();
-    identity.write_certificate(&certificate);
+    identity.replace_certificate(&new);
     // The two do not belong together yet.
     let failed = "unisono_tls_reloads_total{outcome=\"failed\"}";
     eventually("the node has seen that", async || {
         node.metrics().await.get(failed) >= 1.0
     })
     .await;
-    assert_eq!(shown(&node).await, old);
-    identity.write_key(&key);
+    assert_eq!(shown(&node).await, **old.der());
+    identity.replace_key(&new);
     eventually("the new certificate is shown", async || {
-        shown(&node).await == identity.der()
+        shown(&node).await == **new.der()
     })
     .await;
     let reloads = "unisono_tls_reloads_total{outcome=\"ok\"}";
@@ -187,7 +186,7 @@ async fn a_new_certificate_is_shown_and_open_sockets_stay() {
 
 #[tokio::test]
 async fn who_speaks_http_is_told_what_to_speak() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = secure(&identity).start().await;
     let mut wire = Wire::connect(node.port()).await;
     wire.send(upgrade_request("/chat")).await;
@@ -204,7 +203,7 @@ async fn who_speaks_http_is_told_what_to_speak() {
 
 #[tokio::test]
 async fn who_speaks_nonsense_or_nothing_is_cut() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let config = secure(&identity).toml("[sockets]\nhead_timeout = \"300ms\"");
     let node = config.start().await;
     let mut silent = Wire::connect(node.port()).await;
@@ -220,7 +219,7 @@ async fn who_speaks_nonsense_or_nothing_is_cut() {
     })
     .await;
     // A handshake that nothing follows.
-    let mut mute = connect_tls(node.port()).await.expect("a handshake");
+    let mut mute = Tls::new().connect(node.port()).await.expect("a handshake");
     let mut said = Vec::new();
     mute.read_to_end(&mut said)
         .await
@@ -235,7 +234,7 @@ async fn who_speaks_nonsense_or_nothing_is_cut() {
 
 #[tokio::test]
 async fn old_versions_are_refused_and_who_comes_back_is_known() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = secure(&identity).start().await;
     let current = openssl(&node, &identity, &["-tls1_3"]);
     assert!(current.contains("Verify return code: 0 (ok)"), "{current}");
@@ -251,7 +250,7 @@ async fn old_versions_are_refused_and_who_comes_back_is_known() {
 
 #[tokio::test]
 async fn the_second_address_is_plain_unless_it_is_to_be_secure() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     for (lines, scheme) in [("", "http"), ("tls = true", "https")] {
         let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\n{lines}");
         let mut node = secure(&identity).toml(&admin).start().await;
@@ -270,7 +269,7 @@ async fn the_second_address_is_plain_unless_it_is_to_be_secure() {
 
 #[tokio::test]
 async fn the_command_line_trusts_whom_it_is_told_to_trust() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = secure(&identity).start().await;
     let _client = node.client("/chat").await;
     let url = format!("https://localhost:{}", node.port());
@@ -294,8 +293,7 @@ async fn the_command_line_trusts_whom_it_is_told_to_trust() {
 
 #[test]
 fn what_cannot_be_used_is_told_at_the_start() {
-    let mut identity = Identity::new();
-    let (_, foreign) = identity.issue();
+    let identity = Identity::new(&Certificate::new());
     let directory = tempfile::TempDir::new().expect("a temporary directory");
     let write = |name: &str, text: &str| {
         let path = directory.path().join(name);
@@ -305,7 +303,7 @@ fn what_cannot_be_used_is_told_at_the_start() {
     let certificate = identity.certificate().display().to_string();
     let key = identity.key().display().to_string();
     let empty = write("empty", "");
-    let foreign = write("foreign", &foreign);
+    let foreign = write("foreign", Certificate::new().key());
     for (certificate, key, why) in [
         ("/nowhere.pem", &*key, "cannot read /nowhere.pem"),
         (&certificate, "/nowhere.pem", "cannot read /nowhere.pem"),
@@ -337,7 +335,7 @@ fn what_cannot_be_used_is_told_at_the_start() {
 
 #[tokio::test]
 async fn nobody_waits_for_a_handshake_that_drips() {
-    let identity = Identity::new();
+    let identity = Identity::new(&Certificate::new());
     let node = secure(&identity).start().await;
     // Each holds a place of a connection, and nothing else, until head_timeout.
     let mut dripping = Vec::new();

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::eventually::soon;
-use crate::tls;
+use crate::tls::Tls;
 
 /// One WebSocket connection that reads and writes events.
 #[derive(Debug)]
@@ -153,11 +153,12 @@ impl Client {
             uri.port_u16().unwrap_or(80),
         );
         let handshake = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let stream: Box<dyn Connection> = match secure {
-                true => Box::new(tls::secure(stream).await?),
-                false => Box::new(stream),
+            let stream: Box<dyn Connection> = if secure {
+                Box::new(Tls::new().connect(address.1).await?)
+            } else {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
             };
             tokio_tungstenite::client_async(request, stream).await
         };

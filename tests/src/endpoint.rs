@@ -115,6 +115,11 @@ impl Endpoint {
         }
     }
 
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where events are to be sent.
     pub fn url(&self) -> String {
         format!("{}/events", self.base())

@@ -102,6 +102,14 @@ impl Process {
         }
     }
 
+    /// SIGTERM, and waits until it has ended: for what has children of its own to take along.
+    pub fn end(&mut self) {
+        if self.status().is_none() {
+            self.signal(Signal::TERM);
+            self.status = self.child.wait().ok();
+        }
+    }
+
     /// How it ended, if it has.
     pub fn status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
