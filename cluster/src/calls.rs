@@ -15,6 +15,8 @@ pub struct Gathered {
     pub answers: Vec<(NodeId, Answer)>,
     /// Who did not answer, and why not.
     pub missing: Vec<(NodeId, CallError)>,
+    /// Nobody was asked: too much waits to be sent, or this node ends.
+    pub unasked: bool,
 }
 
 /// Why a node did not answer.

@@ -435,7 +435,9 @@ impl Cluster {
         let request = Box::new(request);
         let asked = self.command(|sender| Command::Call(node, request, permit, sender));
         async {
-            let Gathered { answers, missing } = asked.gathered().await;
+            let Gathered {
+                answers, missing, ..
+            } = asked.gathered().await;
             match (answers.into_iter().next(), missing.first()) {
                 (Some((_, answer)), _) => Ok(answer),
                 (None, Some((_, error))) => Err(*error),
@@ -490,7 +492,10 @@ struct Asked(oneshot::Receiver<Gathered>);
 
 impl Asked {
     async fn gathered(self) -> Gathered {
-        self.0.await.unwrap_or_default()
+        self.0.await.unwrap_or(Gathered {
+            unasked: true,
+            ..Gathered::default()
+        })
     }
 }
 

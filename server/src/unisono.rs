@@ -276,7 +276,11 @@ impl Unisono {
         let mut nodes = Nodes::default();
         for (here, elsewhere) in replies {
             total += here.await.unwrap_or(0);
-            let gathered = elsewhere.await.unwrap_or_default();
+            // Nobody was asked, so nobody is missing: that would look like a yes of all.
+            let gathered = elsewhere.await.map_err(|_| PublishError::Busy)?;
+            if gathered.unasked {
+                return Err(PublishError::Busy);
+            }
             let those = Nodes::of(&gathered);
             total += match Kind::Count.merge(gathered.answers.into_iter().map(|(_, a)| a)) {
                 Answer::Count(count) => count,

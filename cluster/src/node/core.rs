@@ -590,7 +590,9 @@ impl<B: Bus> Core<B> {
         if self.proving_link {
             return;
         }
-        if let Some(rooms) = lock(&self.missed).take_lost() {
+        // Not in the condition, which would hold the lock until the end of its block.
+        let lost = lock(&self.missed).take_lost();
+        if let Some(rooms) = lost {
             let parcel = Parcel {
                 subject: self.subjects.all(),
                 reply: None,

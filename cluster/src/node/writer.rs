@@ -144,6 +144,11 @@ impl<B: Bus> Data<B> {
     pub(super) async fn run(mut self, mut data: mpsc::Receiver<Parcel>) {
         while let Some(parcel) = data.recv().await {
             if let What::Close(done) = parcel.what {
+                // From here on nothing is taken that would not be sent.
+                data.close();
+                while let Ok(parcel) = data.try_recv() {
+                    self.write(parcel).await;
+                }
                 if *self.there.borrow() {
                     let goodbye = self.writer.say(parcel.subject, None, Body::Goodbye);
                     let _ = goodbye.await;
@@ -152,17 +157,21 @@ impl<B: Bus> Data<B> {
                 let _ = done.send(());
                 return;
             }
-            let proved = *self.link.borrow() == LinkState::Connected;
-            if !*self.there.borrow() || (parcel.is_publication() && !proved) {
-                metrics::counter!("unisono_bus_dropped_total").increment(1);
-                lock(&self.writer.missed).lose_parcel(parcel);
-                continue;
-            }
-            // What is cut off in the middle counts as unsure, and so as lost with the link.
-            tokio::select! {
-                () = self.writer.send(parcel) => {}
-                () = gone(&mut self.there) => {}
-            }
+            self.write(parcel).await;
+        }
+    }
+
+    async fn write(&mut self, parcel: Parcel) {
+        let proved = *self.link.borrow() == LinkState::Connected;
+        if !*self.there.borrow() || (parcel.is_publication() && !proved) {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
+            lock(&self.writer.missed).lose_parcel(parcel);
+            return;
+        }
+        // What is cut off in the middle counts as unsure, and so as lost with the link.
+        tokio::select! {
+            () = self.writer.send(parcel) => {}
+            () = gone(&mut self.there) => {}
         }
     }
 }
