@@ -272,6 +272,7 @@ pub struct Drain {
     pub delay: Duration,
     #[serde(deserialize_with = "duration")]
     pub window: Duration,
+    pub rate: u32,
     #[serde(deserialize_with = "duration")]
     pub reconnect_max: Duration,
 }

@@ -459,26 +459,32 @@ impl Handler<Drain> for Registry {
     type Result = ();
 
     fn handle(&mut self, Drain(window): Drain, ctx: &mut Context<Self>) {
-        let ticks = window.div_duration_f64(DRAIN_TICK).ceil().max(1.0) as usize;
         let reconnect_max = self.shared.config.drain.reconnect_max;
+        let started = Instant::now();
         let mut ids: Vec<_> = self.sockets.keys().copied().collect();
-        let mut left = ticks;
+        let all = ids.len();
         ctx.run_interval(DRAIN_TICK, move |registry, _| {
+            let passed = started.elapsed();
             // Whoever came through the door in the last moment is closed with the last share.
-            if left <= 1 {
+            if passed >= window {
                 ids = registry.sockets.keys().copied().collect();
             }
-            let share = ids.len().div_ceil(left.max(1));
-            for id in ids.split_off(ids.len() - share) {
+            for id in ids.split_off(still_open(all, passed, window).min(ids.len())) {
                 if let Some(socket) = registry.sockets.get(&id) {
                     let reconnect_in = reconnect_max.mul_f64(rand::random());
                     let goodbye = Disconnect::for_restart(Close::RESTART, reconnect_in);
                     socket.session.send(goodbye);
                 }
             }
-            left = left.saturating_sub(1);
         });
     }
+}
+
+/// How many of all sockets a drain leaves open for now. By the clock, not by ticks: those of a busy worker come late,
+/// and the window is a promise.
+fn still_open(all: usize, passed: Duration, window: Duration) -> usize {
+    let left = window.saturating_sub(passed).as_secs_f64() / window.as_secs_f64().max(f64::EPSILON);
+    (all as f64 * left) as usize
 }
 
 impl Handler<Shed> for Registry {

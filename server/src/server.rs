@@ -263,13 +263,16 @@ impl Server {
     }
 
     /// Takes the node out of service: not ready at once, then, after `delay`, the sockets are closed evenly
-    /// over `window`; what is on its way to other nodes is written out.
+    /// over `window`, or over a longer one where that would be more than `drain.rate` in a second; what is on its way
+    /// to other nodes is written out. With a window of zero all are closed at once, however many.
     pub async fn drain(&self, delay: Duration, window: Duration) {
         let shared = &self.unisono.shared;
         shared.load.draining.store(true, Ordering::Relaxed);
         let sockets = || shared.load.sockets.load(Ordering::Relaxed);
         info!(sockets = sockets(), "draining");
         tokio::time::sleep(delay).await;
+        let window = paced(window, sockets(), shared.config.drain.rate);
+        info!(sockets = sockets(), ?window, "closing the sockets");
         self.unisono.node.do_send(DrainAll(window));
         let sockets_config = &shared.config.sockets;
         let closing = 2 * sockets_config.close_timeout;
@@ -306,6 +309,14 @@ impl Server {
         }
         info!("drained");
     }
+}
+
+/// The window, or a longer one where so many sockets would come to the other nodes faster than they may.
+fn paced(window: Duration, sockets: usize, rate: u32) -> Duration {
+    if window.is_zero() || rate == 0 {
+        return window;
+    }
+    window.max(Duration::from_secs_f64(sockets as f64 / f64::from(rate)))
 }
 
 /// What Laravel broadcasts, each node hears for itself.
@@ -503,5 +514,19 @@ fn node_name(config: &Config) -> String {
         "unisono".to_owned()
     } else {
         machine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_of_many_sockets_takes_longer() {
+        let window = Duration::from_secs(20);
+        assert_eq!(paced(window, 100_000, 5_000), window);
+        assert_eq!(paced(window, 150_000, 5_000), Duration::from_secs(30));
+        assert_eq!(paced(window, 150_000, 0), window, "any rate");
+        assert_eq!(paced(Duration::ZERO, 150_000, 5_000), Duration::ZERO);
     }
 }

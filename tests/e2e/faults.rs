@@ -429,6 +429,21 @@ async fn a_second_signal_ends_the_drain() {
     node.terminate();
 
     node.process().exited().await;
+    a.expect_cut().await;
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_drain_too() {
+    let mut node = Node::alone("[drain]\ndelay = \"60s\"\nwindow = \"60s\"").await;
+    let mut a = node.client("/x").await;
+    node.terminate();
+    eventually("the drain has begun", async || !ready(&node).await).await;
+    a.ack("unisono:ping", json!("still here")).await;
+
+    node.interrupt();
+
+    node.process().exited().await;
+    a.expect_cut().await;
 }
 
 #[tokio::test]

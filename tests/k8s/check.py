@@ -367,7 +367,8 @@ def drain(config):
                     for name in ("LEAVE", "FLUSH"))
     sockets = config["sockets"]
     closing = max(2 * seconds(sockets["close_timeout"]), seconds(sockets["handler_timeout"]))
-    return seconds(config["drain"]["delay"]) + seconds(config["drain"]["window"]) + closing + 2 * leave + flush
+    window = max(seconds(config["drain"]["window"]), int(sockets["max"]) / int(config["drain"]["rate"]))
+    return seconds(config["drain"]["delay"]) + window + closing + 2 * leave + flush
 
 
 # === the program ===

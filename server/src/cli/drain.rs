@@ -1,6 +1,7 @@
 //! A node taken out of service from afar.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use super::print;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     unisono drain --node node-2\n  \
-    unisono drain --node 7302bcb8d83d --yes\n\n\
+    unisono drain --node 7302bcb8d83d --yes --wait\n\n\
     The node is not ready at once, waits `drain.delay`, closes its sockets with 1012 over `drain.window`, and exits \
     with status 0: what supervises it may start it anew. `unisono nodes` shows how far it is.")]
 pub struct Drain {
@@ -23,7 +24,13 @@ pub struct Drain {
     /// Do not ask whether that is meant
     #[arg(long, short)]
     yes: bool,
+    /// Wait until the node is gone
+    #[arg(long, short)]
+    wait: bool,
 }
+
+/// How often the asked node is asked again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Drain {
     pub async fn run(self, api: &Api) -> Outcome {
@@ -36,11 +43,19 @@ impl Drain {
             return Ok(Done::Partly);
         }
         let body = json!({ "node": node["id"] });
-        let answer = api.post("/api/v1/drain", &body).await?;
-        if api.json() {
-            print::line(&answer.to_string())?;
-        } else {
+        let mut drained = api.post("/api/v1/drain", &body).await?;
+        if !api.json() {
             print::line(&format!("{} drains", print::visible(&shown)))?;
+        }
+        if self.wait {
+            gone(api, node, node["id"] == answer["self"]).await?;
+            drained["status"] = "gone".into();
+            if !api.json() {
+                print::line(&format!("{} is gone", print::visible(&shown)))?;
+            }
+        }
+        if api.json() {
+            print::line(&drained.to_string())?;
         }
         Ok(Done::All)
     }
@@ -70,10 +85,60 @@ impl Drain {
     }
 }
 
+/// Waits until the node is not among those that are up, and shows people how far it is. `own` says that it is the
+/// node which is asked: one that ends answers no more.
+async fn gone(api: &Api, node: &Value, own: bool) -> Result<(), Failure> {
+    let mut progress = Progress::default();
+    loop {
+        let answer = match api.get("/api/v1/nodes", &[]).await {
+            Ok(answer) => answer,
+            Err(_) if own => break,
+            Err(failure) => return Err(failure),
+        };
+        let nodes = answer["nodes"].as_array().map(Vec::as_slice);
+        let mut nodes = nodes.unwrap_or_default().iter();
+        let Some(node) = nodes.find(|listed| listed["id"] == node["id"]) else {
+            break;
+        };
+        progress.show(&node["sockets"])?;
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    progress.end()
+}
+
+/// A line that changes, on a terminal.
+#[derive(Default)]
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, sockets: &Value) -> Result<(), Failure> {
+        let mut stderr = io::stderr();
+        if stderr.is_terminal() {
+            // Back to the start of the line, and without what is left of a longer one.
+            write!(stderr, "\r\x1b[Ksockets that are left: {sockets}")?;
+            self.shown = true;
+        }
+        Ok(stderr.flush()?)
+    }
+
+    fn end(&self) -> Result<(), Failure> {
+        if self.shown {
+            write!(io::stderr(), "\r\x1b[K")?;
+        }
+        Ok(())
+    }
+}
+
 fn sure(node: &str, sockets: &Value) -> Result<bool, Failure> {
     let node = print::visible(node);
     let mut stderr = io::stderr();
-    write!(stderr, "Drain {node}, which has {sockets} sockets? [y/N] ")?;
+    let plural = if *sockets == 1 { "" } else { "s" };
+    write!(
+        stderr,
+        "Drain {node}, which has {sockets} socket{plural}? [y/N] "
+    )?;
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
