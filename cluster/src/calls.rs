@@ -26,6 +26,8 @@ pub enum CallError {
     NodeGone,
     /// Not within the time; or this node has no bus, or too much to send.
     Timeout,
+    /// It is of an earlier version, which does not know what it was asked.
+    Unsupported,
 }
 
 /// The table of open calls. A call has one number, or one for each node asked, and the number is the
@@ -90,6 +92,9 @@ impl Calls {
 
     /// An answer came.
     pub(crate) fn answer(&mut self, number: u64, from: NodeId, answer: Answer) {
+        if answer == Answer::Unsupported {
+            return self.fail(number, from, CallError::Unsupported);
+        }
         self.settle(number, from, |gathered| {
             gathered.answers.push((from, answer));
         });
@@ -102,7 +107,7 @@ impl Calls {
         Some(node)
     }
 
-    /// The message could not be sent.
+    /// There will be no answer.
     pub(crate) fn fail(&mut self, number: u64, node: NodeId, error: CallError) {
         self.settle(number, node, |gathered| {
             gathered.missing.push((node, error));
@@ -176,21 +181,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_named() {
-        let [a, b, c] = [1, 2, 3].map(NodeId::new);
+        let [a, b, c, d] = [1, 2, 3, 4].map(NodeId::new);
         let mut calls = Calls::new();
         let (sender, mut receiver) = oneshot::channel();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let call = calls.open([a, b, c], sender, deadline, CallError::Timeout);
-        let [to_a, to_b, _] = [a, b, c].map(|node| calls.message(call, Some(node)));
+        let call = calls.open([a, b, c, d], sender, deadline, CallError::Timeout);
+        let [to_a, to_b, _, to_d] = [a, b, c, d].map(|node| calls.message(call, Some(node)));
         calls.answer(to_a, a, Answer::Count(1));
         calls.answer(to_a, a, Answer::Count(9));
         assert_eq!(calls.no_responders(to_b), Some(b));
+        calls.answer(to_d, d, Answer::Unsupported);
         assert!(receiver.try_recv().is_err());
         assert_eq!(calls.next_deadline(), Some(deadline));
         calls.expire(deadline);
         let gathered = receiver.await.unwrap();
         assert_eq!(gathered.answers, [(a, Answer::Count(1))]);
-        let missing = [(b, CallError::NodeGone), (c, CallError::Timeout)];
+        let missing = [
+            (b, CallError::NodeGone),
+            (d, CallError::Unsupported),
+            (c, CallError::Timeout),
+        ];
         assert_eq!(gathered.missing, missing);
         assert!(calls.numbers.is_empty() && calls.calls.is_empty());
         assert_eq!(calls.next_deadline(), None);

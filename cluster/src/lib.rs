@@ -24,7 +24,7 @@ pub use budget::{Budget, Permit};
 pub use bus::{Bus, BusStatus, Message, Outgoing, PublishError};
 pub use calls::{CallError, Gathered};
 pub use link::LinkState;
-pub use membership::Peer;
+pub use membership::{Peer, Unreadable};
 pub use memory::{MemoryBus, MemoryHub};
 pub use nats::{CLIENT_LOG_TARGET, NatsAuth, NatsBus, NatsConfig, NatsError, check_server};
 pub use node::{Cluster, Config, Event, Load, Node, Responder, Sent, start};

@@ -16,6 +16,22 @@ pub struct Peer {
     pub heartbeat: Heartbeat,
 }
 
+/// Another node that speaks a version of the protocol which this one does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its id.
+    pub id: NodeId,
+    /// The version that it speaks.
+    pub version: u32,
+}
+
+/// Nodes that are up, and cannot be read.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers(HashMap<NodeId, (u32, Instant)>);
+
+/// Most of them that are remembered: whoever draws an id for each message is told of so often, and no more.
+const STRANGERS_MAX: usize = 64;
+
 pub(crate) struct Membership {
     peers: HashMap<NodeId, (Peer, Instant)>,
     timeout: Duration,
@@ -77,6 +93,32 @@ impl Membership {
     }
 }
 
+impl Strangers {
+    /// Says whether the node is new.
+    pub(crate) fn heard(&mut self, id: NodeId, version: u32, now: Instant) -> bool {
+        let known = self.0.contains_key(&id);
+        let told = known || self.0.len() < STRANGERS_MAX;
+        if told {
+            self.0.insert(id, (version, now));
+        }
+        told && !known
+    }
+
+    /// Forgets those that were not heard of for so long.
+    pub(crate) fn expire(&mut self, timeout: Duration, now: Instant) {
+        self.0
+            .retain(|_, (_, heard)| now.duration_since(*heard) <= timeout);
+    }
+
+    pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = Unreadable> + '_ {
+        let stranger = |(id, (version, _)): (&NodeId, &(u32, Instant))| Unreadable {
+            id: *id,
+            version: *version,
+        };
+        self.0.iter().map(stranger)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +133,30 @@ mod tests {
             draining: false,
             occupancy: 0,
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_is_new_once_and_many_are_not_counted() {
+        let timeout = Duration::from_secs(5);
+        let now = Instant::now();
+        let mut strangers = Strangers::default();
+        let mut heard = |nth| strangers.heard(NodeId::new(nth), 9, now);
+        let new = (0..1000).chain(0..1000).filter(|nth| heard(*nth)).count();
+        assert_eq!((new, strangers.all().len()), (STRANGERS_MAX, STRANGERS_MAX));
+        let one = strangers
+            .all()
+            .find(|stranger| stranger.id == NodeId::new(3));
+        assert_eq!(one.unwrap().version, 9);
+        let later = now + timeout;
+        assert!(!strangers.heard(NodeId::new(3), 9, later));
+        strangers.expire(timeout, later + Duration::from_millis(1));
+        assert_eq!(
+            strangers
+                .all()
+                .map(|stranger| stranger.id)
+                .collect::<Vec<_>>(),
+            [NodeId::new(3)]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -34,12 +34,12 @@ use crate::asks::Asks;
 use crate::calls::Calls;
 use crate::interest::Interest;
 use crate::link::Link;
-use crate::membership::Membership;
+use crate::membership::{Membership, Strangers};
 use crate::missed::Missed;
 use crate::occupancy::Occupancy;
 use crate::{
     AskError, Budget, Bus, CallError, ClusterName, Gathered, LinkState, Peer, Permit, Subject,
-    Subjects,
+    Subjects, Unreadable,
 };
 
 /// How a node takes part in its cluster.
@@ -124,7 +124,7 @@ pub enum Event {
     Vacated(RoomName),
     /// What is published to the room, anywhere in the cluster, is heard from now on.
     RoomReady(RoomName),
-    /// Publications to these rooms, or to any, may have been missed.
+    /// Publications to these rooms, or to any, have been missed, or may have been.
     Gap {
         /// None for any.
         rooms: Option<Vec<RoomName>>,
@@ -192,6 +192,7 @@ enum Command {
     CallAll(Box<Request>, oneshot::Sender<Gathered>),
     PublishConfirmed(Box<Publication>, Permit, oneshot::Sender<Gathered>),
     Peers(oneshot::Sender<Vec<Peer>>),
+    Unreadable(oneshot::Sender<Vec<Unreadable>>),
 }
 
 /// At most two messages for each room that gets its first local member or loses its last: bounded by them.
@@ -225,6 +226,8 @@ enum What {
 enum Input {
     Heartbeat(NodeId, Heartbeat),
     Goodbye(NodeId),
+    /// A node that is up, and cannot be read.
+    Stranger(NodeId, u32),
     Answer(u64, NodeId, Answer),
     NoResponders(u64),
     NotSubscribed(RoomName, Responder),
@@ -461,6 +464,13 @@ impl Cluster {
         receiver.await.unwrap_or_default()
     }
 
+    /// The other nodes that are up, and speak a version that this one does not read.
+    pub async fn unreadable(&self) -> Vec<Unreadable> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.commands.send(Command::Unreadable(sender)).await;
+        receiver.await.unwrap_or_default()
+    }
+
     /// Says goodbye, writes out what waits to be sent, and closes the connection.
     pub async fn leave(&self) {
         let (sender, receiver) = oneshot::channel();
@@ -617,6 +627,7 @@ impl Node {
             missed: self.missed,
             link: Link::new(self.config.bus_timeout, now),
             membership: Membership::new(self.config.node_timeout),
+            strangers: Strangers::default(),
             interest: Interest::new(self.config.room_linger, self.config.call_timeout),
             calls: Calls::new(),
             probes: HashMap::new(),
@@ -634,6 +645,7 @@ impl Node {
             retractable: VecDeque::new(),
             snapshot_wanted: false,
             nodes: metrics::gauge!("unisono_nodes"),
+            nodes_unreadable: metrics::gauge!("unisono_nodes_unreadable"),
             connects: metrics::counter!("unisono_bus_connects_total"),
             config: self.config,
         };

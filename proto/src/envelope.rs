@@ -32,6 +32,10 @@ pub enum Body {
     Missed(Vec<RoomName>),
     /// The sender's rooms.
     Occupancy(Occupancy),
+    /// A publication whose payload this version cannot read: its sockets miss it.
+    Unreadable(Audience),
+    /// Something that this version does not know.
+    Unknown,
 }
 
 /// Which rooms have members on a node, of those whose application asks for it.
@@ -159,6 +163,8 @@ pub enum Request {
     Drain,
     /// "What has passed you since I last asked?"
     Tail(TailQuery),
+    /// Something that this version does not know, or cannot read: the answer is [`Answer::Unsupported`].
+    Unknown,
 }
 
 /// Which sockets a [`Request::Act`] means.
@@ -249,6 +255,8 @@ pub enum Answer {
     Sockets(SocketsPage),
     /// To [`Request::Tail`].
     Tail(TailPage),
+    /// To what a version does not know; and an answer that this version does not know.
+    Unsupported,
 }
 
 /// What became of a send to one socket.

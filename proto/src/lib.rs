@@ -11,6 +11,9 @@ pub mod id;
 pub mod name;
 pub mod wire;
 
+/// The version of the program.
+pub const VERSION: &str = env!("UNISONO_VERSION");
+
 pub use close::Close;
 pub use envelope::{Audience, Body, Envelope, Payload, Publication, TraceContext};
 pub use id::{NodeId, SocketId};

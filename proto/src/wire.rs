@@ -1,6 +1,7 @@
 //! Envelopes as bytes. The generated protobuf types stay in this file, so that the wire and the inner
 //! values can change apart from each other.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,8 +23,11 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/unisono.cluster.rs"));
 }
 
-/// The version of `cluster.proto`. Nodes read their own version only.
+/// The version of `cluster.proto` that is written. How the schema may change is said there.
 pub const VERSION: u32 = 2;
+
+/// The versions that are read: two of them in the release that brings a new one.
+pub const VERSIONS: RangeInclusive<u32> = VERSION..=VERSION;
 
 /// Bytes that an envelope may add to what users chose (payload, names, `except`): a bound, not a measure.
 pub const OVERHEAD_BYTES: usize = 512;
@@ -34,9 +38,14 @@ pub enum WireError {
     /// Not a protobuf message of this schema.
     #[error("not an envelope")]
     Malformed,
-    /// Of a node with another version of the schema.
-    #[error("an envelope of version {0}, this node reads version {VERSION}")]
-    Version(u32),
+    /// Of a node with a version of the schema that is not read.
+    #[error("an envelope of version {version}, this node reads {VERSIONS:?}")]
+    Version {
+        /// Of which.
+        version: u32,
+        /// Who sent it.
+        origin: NodeId,
+    },
     /// Well formed, but a field has a value that it cannot have.
     #[error("an envelope with a bad {0}")]
     Field(&'static str),
@@ -44,7 +53,14 @@ pub enum WireError {
 
 /// Writes an envelope.
 pub fn encode(envelope: &Envelope) -> Bytes {
-    let message = pb::Envelope {
+    let bytes = write_envelope(envelope).encode_to_vec();
+    #[cfg(feature = "next")]
+    let bytes = next::grown(bytes, &envelope.body);
+    bytes.into()
+}
+
+fn write_envelope(envelope: &Envelope) -> pb::Envelope {
+    pb::Envelope {
         version: VERSION,
         origin: envelope.origin.as_u64(),
         body: Some(match &envelope.body {
@@ -67,22 +83,40 @@ pub fn encode(envelope: &Envelope) -> Bytes {
                 rooms: write_rooms(rooms),
             }),
             Body::Occupancy(occupancy) => pb::envelope::Body::Occupancy(write_occupancy(occupancy)),
+            Body::Unreadable(audience) => pb::envelope::Body::Publication(pb::Publication {
+                room: write_audience(audience),
+                ..pb::Publication::default()
+            }),
+            Body::Unknown => return unknown(envelope.origin),
         }),
-    };
-    message.encode_to_vec().into()
+    }
+}
+
+/// What is left of an envelope with a body that is not known.
+fn unknown(origin: NodeId) -> pb::Envelope {
+    pb::Envelope {
+        version: VERSION,
+        origin: origin.as_u64(),
+        body: None,
+    }
 }
 
 /// Reads an envelope. Payloads share the buffer of `bytes`.
 pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
     let message = pb::Envelope::decode(bytes).map_err(|_| WireError::Malformed)?;
-    if message.version != VERSION {
-        return Err(WireError::Version(message.version));
-    }
     let origin = NodeId::new(message.origin);
+    let version = message.version;
+    if !VERSIONS.contains(&version) {
+        return Err(WireError::Version { version, origin });
+    }
     if origin.as_u64() != message.origin {
         return Err(WireError::Field("origin"));
     }
-    let body = match message.body.ok_or(WireError::Field("body"))? {
+    let Some(body) = message.body else {
+        let body = Body::Unknown;
+        return Ok(Envelope { origin, body });
+    };
+    let body = match body {
         pb::envelope::Body::Heartbeat(heartbeat) => Body::Heartbeat(Heartbeat {
             name: heartbeat.name,
             version: heartbeat.version,
@@ -93,10 +127,16 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
             occupancy: heartbeat.occupancy,
         }),
         pb::envelope::Body::Goodbye(pb::Goodbye {}) => Body::Goodbye,
+        pb::envelope::Body::Publication(publication) if !has_kind(&publication) => {
+            Body::Unreadable(read_audience(publication.room)?)
+        }
         pb::envelope::Body::Publication(publication) => {
             Body::Publication(read_publication(publication)?)
         }
-        pb::envelope::Body::Request(request) => Body::Request(read_request(request)?),
+        // Whatever it is that cannot be read, somebody waits for an answer.
+        pb::envelope::Body::Request(request) => {
+            Body::Request(read_request(request).unwrap_or(Request::Unknown))
+        }
         pb::envelope::Body::Answer(answer) => Body::Answer(read_answer(answer)?),
         pb::envelope::Body::Missed(pb::Missed { rooms }) => Body::Missed(read_rooms(&rooms)?),
         pb::envelope::Body::Occupancy(occupancy) => Body::Occupancy(read_occupancy(&occupancy)?),
@@ -108,10 +148,7 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
 
 fn write_publication(publication: &Publication) -> pb::Publication {
     pb::Publication {
-        room: match &publication.to {
-            Audience::Room(room) => Some(room.to_string()),
-            Audience::Everyone => None,
-        },
+        room: write_audience(&publication.to),
         payload: Some(write_payload(&publication.payload)),
         from: publication.from.as_ref().map(write_id),
         except: write_ids(&publication.except),
@@ -123,16 +160,32 @@ fn write_publication(publication: &Publication) -> pb::Publication {
 
 fn read_publication(message: pb::Publication) -> Result<Publication, WireError> {
     Ok(Publication {
-        to: match message.room {
-            Some(room) => Audience::Room(read_room(&room)?),
-            None => Audience::Everyone,
-        },
+        to: read_audience(message.room)?,
         payload: read_payload(message.payload)?,
         from: read_optional_id(message.from.as_ref())?,
         except: read_ids(&message.except)?,
         once: (message.once != 0).then_some(message.once),
         confirm: message.confirm,
         trace: read_optional_trace(message.trace.as_ref())?,
+    })
+}
+
+fn has_kind(publication: &pb::Publication) -> bool {
+    let payload = publication.payload.as_ref();
+    payload.is_some_and(|payload| payload.kind.is_some())
+}
+
+fn write_audience(audience: &Audience) -> Option<String> {
+    match audience {
+        Audience::Room(room) => Some(room.to_string()),
+        Audience::Everyone => None,
+    }
+}
+
+fn read_audience(room: Option<String>) -> Result<Audience, WireError> {
+    Ok(match room {
+        Some(room) => Audience::Room(read_room(&room)?),
+        None => Audience::Everyone,
     })
 }
 
@@ -226,6 +279,7 @@ fn write_request(request: &Request) -> pb::Request {
             data_bytes: query.data_bytes as u32,
             wait_ms: query.wait.as_millis() as u32,
         }),
+        Request::Unknown => return pb::Request { kind: None },
     };
     pb::Request { kind: Some(kind) }
 }
@@ -370,18 +424,23 @@ fn write_answer(answer: &Answer) -> pb::Answer {
             lines: page.lines.clone(),
             seen: page.seen,
         }),
+        Answer::Unsupported => Kind::Unsupported(pb::Unsupported {}),
     };
     pb::Answer { kind: Some(kind) }
 }
 
 fn read_answer(message: pb::Answer) -> Result<Answer, WireError> {
     use pb::answer::Kind;
-    Ok(match message.kind.ok_or(WireError::Field("answer"))? {
+    let Some(kind) = message.kind else {
+        return Ok(Answer::Unsupported);
+    };
+    Ok(match kind {
+        Kind::Unsupported(pb::Unsupported {}) => Answer::Unsupported,
         Kind::Pong(pb::Pong {}) => Answer::Pong,
         Kind::Statuses(pb::Statuses { statuses }) => Answer::Statuses(
             statuses
                 .into_iter()
-                .map(|status| Ok((read_id(&status.id)?, read_status(status.status)?)))
+                .map(|status| Ok((read_id(&status.id)?, read_status(status.status))))
                 .collect::<Result<_, WireError>>()?,
         ),
         Kind::Count(count) => Answer::Count(count),
@@ -436,16 +495,16 @@ fn write_status(status: Status) -> u32 {
     }
 }
 
-fn read_status(number: u32) -> Result<Status, WireError> {
-    Ok(match number {
+fn read_status(number: u32) -> Status {
+    match number {
         1 => Status::Delivered,
         2 => Status::NotFound,
         3 => Status::NodeGone,
         4 => Status::Dropped,
-        5 => Status::Timeout,
         6 => Status::Invalid,
-        _ => return Err(WireError::Field("status")),
-    })
+        // 5, and what a later version tells apart: it may have arrived or not.
+        _ => Status::Timeout,
+    }
 }
 
 // === ids and names ===
@@ -505,6 +564,58 @@ fn read_user(name: &str) -> Result<UserName, WireError> {
 
 fn read_optional_user(name: Option<&str>) -> Result<Option<UserName>, WireError> {
     name.map(read_user).transpose()
+}
+
+// === as the next minor release ===
+
+/// For the tests of mixed versions.
+#[cfg(feature = "next")]
+mod next {
+    use prost::Message;
+
+    use crate::envelope::{Answer, Body, Payload, Request};
+
+    #[allow(missing_docs, clippy::all, reason = "generated from next.proto")]
+    mod pb {
+        include!(concat!(env!("OUT_DIR"), "/unisono.next.rs"));
+    }
+
+    /// The envelope with what today's nodes do not know.
+    pub fn grown(mut envelope: Vec<u8>, body: &Body) -> Vec<u8> {
+        let text = || "new".to_owned();
+        let novelty = || pb::Novelty { text: text() };
+        let body = match body {
+            Body::Heartbeat(_) => Some(pb::envelope::Body::Heartbeat(pb::Heartbeat {
+                memory_bytes: 1,
+            })),
+            Body::Publication(publication) => {
+                let event = matches!(publication.payload, Payload::Event { .. });
+                let event = event.then(|| pb::Event { language: text() });
+                let payload = event.map(|event| pb::Payload { event: Some(event) });
+                let trace = text();
+                Some(pb::envelope::Body::Publication(pb::Publication {
+                    payload,
+                    trace,
+                }))
+            }
+            Body::Request(request) => {
+                let unknown = matches!(request, Request::Unknown);
+                let kind = unknown.then(|| pb::request::Kind::Novelty(novelty()));
+                let trace = text();
+                Some(pb::envelope::Body::Request(pb::Request { kind, trace }))
+            }
+            Body::Answer(answer) => {
+                let trace = text();
+                let known = !matches!(answer, Answer::Unsupported);
+                known.then(|| pb::envelope::Body::Answer(pb::Answer { trace }))
+            }
+            Body::Unknown => Some(pb::envelope::Body::Novelty(novelty())),
+            _ => None,
+        };
+        let trace = text();
+        envelope.extend(pb::Envelope { body, trace }.encode_to_vec());
+        envelope
+    }
 }
 
 #[cfg(test)]
@@ -616,6 +727,7 @@ mod tests {
                     wait: Duration::from_millis(ms),
                 })
             }),
+            Just(Request::Unknown),
         ]
         .prop_map(Body::Request)
     }
@@ -634,9 +746,8 @@ mod tests {
         prop_oneof![
             Just(Answer::Pong),
             any::<u64>().prop_map(Answer::Count),
-            (socket(), 1..7u32).prop_map(|(id, status)| {
-                Answer::Statuses(vec![(id, read_status(status).unwrap())])
-            }),
+            (socket(), 1..7u32)
+                .prop_map(|(id, status)| { Answer::Statuses(vec![(id, read_status(status))]) }),
             proptest::option::of(info).prop_map(Answer::Socket),
             (room(), any::<u64>(), any::<bool>()).prop_map(|(room, sockets, more)| {
                 Answer::Rooms(RoomsPage {
@@ -657,6 +768,7 @@ mod tests {
                     seen,
                 })
             }),
+            Just(Answer::Unsupported),
         ]
         .prop_map(Body::Answer)
     }
@@ -691,6 +803,9 @@ mod tests {
             publication(),
             request(),
             answer(),
+            Just(Body::Unknown),
+            Just(Body::Unreadable(Audience::Everyone)),
+            room().prop_map(|room| Body::Unreadable(Audience::Room(room))),
         ]
     }
 
@@ -715,6 +830,52 @@ mod tests {
         }
     }
 
+    /// Reads an envelope with that body, behind which stands a field that nobody knows.
+    fn read(body: pb::envelope::Body) -> Result<Body, WireError> {
+        let envelope = pb::Envelope {
+            version: VERSION,
+            origin: 1,
+            body: Some(body),
+        };
+        let mut bytes = envelope.encode_to_vec();
+        // Field 1000, a text.
+        bytes.extend(b"\xc2\x3e\x03new");
+        decode(bytes.into()).map(|envelope| envelope.body)
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_not_garbage() {
+        use pb::envelope::Body as Wire;
+        let unknown_payload = || Some(pb::Payload { kind: None });
+        let request = |kind| read(Wire::Request(pb::Request { kind }));
+        let not_known = Ok(Body::Request(Request::Unknown));
+        assert_eq!(read(Wire::Goodbye(pb::Goodbye {})), Ok(Body::Goodbye));
+        assert_eq!(request(None), not_known);
+        let act = |act| request(Some(pb::request::Kind::Act(act)));
+        assert_eq!(act(pb::Act::default()), not_known, "an act");
+        let emit = pb::act::Act::Emit(pb::Emit {
+            payload: unknown_payload(),
+            from: None,
+        });
+        let emit = pb::Act {
+            act: Some(emit),
+            ..pb::Act::default()
+        };
+        assert_eq!(act(emit), not_known, "a payload");
+        let answer = read(Wire::Answer(pb::Answer { kind: None }));
+        assert_eq!(answer, Ok(Body::Answer(Answer::Unsupported)));
+        let publication = read(Wire::Publication(pb::Publication {
+            room: Some("r".to_owned()),
+            payload: unknown_payload(),
+            ..pb::Publication::default()
+        }));
+        let room = RoomName::parse("r").unwrap();
+        assert_eq!(publication, Ok(Body::Unreadable(Audience::Room(room))));
+        assert_eq!(read_status(7), Status::Timeout);
+        let bytes = unknown(NodeId::new(1)).encode_to_vec();
+        assert_eq!(decode(bytes.into()).unwrap().body, Body::Unknown);
+    }
+
     #[test]
     fn a_trace_has_two_ids_of_their_length() {
         for (bytes, fine) in [(24, true), (23, false), (25, false), (0, false)] {
@@ -731,7 +892,11 @@ mod tests {
             ..Default::default()
         };
         let bytes = other.encode_to_vec().into();
-        assert_eq!(decode(bytes), Err(WireError::Version(VERSION + 1)));
+        let error = WireError::Version {
+            version: VERSION + 1,
+            origin: NodeId::new(0),
+        };
+        assert_eq!(decode(bytes), Err(error));
         let garbage = Bytes::from_static(b"\xff\xff\xff");
         assert_eq!(decode(garbage), Err(WireError::Malformed));
     }

@@ -19,7 +19,7 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, web};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use cluster::{CallError, LinkState, Sent};
+use cluster::{CallError, LinkState, Sent, Unreadable};
 use futures_util::future::LocalBoxFuture;
 use proto::client::from_object;
 use proto::envelope::{Act, Request, RoomsQuery, SocketsQuery, Status, Target};
@@ -333,6 +333,9 @@ async fn drain(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiErr
         asked.map_err(|error| match error {
             CallError::NodeGone => no_such_node(),
             CallError::Timeout => ApiError::unavailable("the node does not answer"),
+            CallError::Unsupported => {
+                ApiError::unavailable("the node is of an earlier version, which cannot be asked")
+            }
         })?;
     }
     Ok(answer(
@@ -428,7 +431,7 @@ async fn nodes(unisono: Handle) -> HttpResponse {
         "name": shared.name,
         "sockets": load.sockets.load(Ordering::Relaxed),
         "rooms": load.rooms.load(Ordering::Relaxed),
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": proto::VERSION,
         "started_at": time(shared.started_at_ms),
         "state": state(load.draining.load(Ordering::Relaxed)),
     })];
@@ -445,7 +448,13 @@ async fn nodes(unisono: Handle) -> HttpResponse {
             "state": state(peer.heartbeat.draining),
         })
     }));
-    answer(json!({ "nodes": nodes, "self": shared.node.to_string() }))
+    let mut all = json!({ "nodes": nodes, "self": shared.node.to_string() });
+    let unreadable = shared.cluster.unreadable().await;
+    if !unreadable.is_empty() {
+        let node = |node: &Unreadable| json!({"id": node.id.to_string(), "protocol": node.version});
+        all["unreadable"] = unreadable.iter().map(node).collect();
+    }
+    answer(all)
 }
 
 // === pages and probes ===

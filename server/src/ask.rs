@@ -134,12 +134,13 @@ impl Kind {
             Request::Socket(_) => Self::Socket,
             Request::Rooms(query) => Self::Rooms(query.limit),
             Request::Sockets(query) => Self::Sockets(query.limit),
-            // The last two are the node's own business.
+            // These never come so far.
             Request::Probe
             | Request::Occupancy
             | Request::NotSubscribed(_)
             | Request::Drain
-            | Request::Tail(_) => Self::Pong,
+            | Request::Tail(_)
+            | Request::Unknown => Self::Pong,
         }
     }
 

@@ -33,7 +33,7 @@ use outcome::{Done, EXIT_USAGE, Failure, Outcome};
 #[derive(Parser)]
 #[command(
     name = "unisono",
-    version,
+    version = proto::VERSION,
     arg_required_else_help = false,
     after_help = "Examples:\n  \
         unisono                                  start a node, alone, on http://127.0.0.1:8080\n  \
@@ -237,7 +237,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let server = Server::start(config, app, listener, admin).await?;
         println!(
             "unisono {}, node {}",
-            env!("CARGO_PKG_VERSION"),
+            proto::VERSION,
             server.node()
         );
         println!("  WebSocket   ws{s}://{address}/<room>");

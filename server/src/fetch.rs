@@ -19,7 +19,7 @@ pub fn client(url: &str) -> anyhow::Result<Client> {
 /// A client for one URL, with something still to be said.
 pub fn builder(url: &str) -> ClientBuilder {
     let client = Client::builder()
-        .user_agent(concat!("unisono/", env!("CARGO_PKG_VERSION")))
+        .user_agent(format!("unisono/{}", proto::VERSION))
         .redirect(Policy::none())
         .pool_idle_timeout(IDLE_TIMEOUT)
         // The configuration says where to go, not variables that other programs are meant to read.

@@ -447,7 +447,7 @@ mod tests {
         assert_eq!(first.events(), [0]);
         assert_eq!(first.line, "POST /events?of=1 HTTP/1.1");
         assert_eq!(first.headers["content-type"], "application/json");
-        let agent = concat!("unisono/", env!("CARGO_PKG_VERSION"));
+        let agent = format!("unisono/{}", proto::VERSION);
         assert_eq!(first.headers["user-agent"], agent);
         for id in ["1", "2", "3", "4", "5"] {
             let _ = hooks.send(event(id, 7));

@@ -449,7 +449,8 @@ impl Registry {
             | Request::Occupancy
             | Request::NotSubscribed(_)
             | Request::Drain
-            | Request::Tail(_) => Answer::Pong,
+            | Request::Tail(_)
+            | Request::Unknown => Answer::Pong,
         };
         let _ = reply.send(answer);
     }

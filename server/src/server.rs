@@ -458,7 +458,7 @@ fn cluster_config(
         cluster: settings.name.clone(),
         node,
         name,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: proto::VERSION.to_owned(),
         started_at_ms,
         alone: settings.nats.is_empty(),
         heartbeat_interval: settings.heartbeat_interval,

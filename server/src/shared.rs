@@ -146,7 +146,7 @@ impl Shared {
         if let Some(tls) = &self.tls {
             metrics::gauge!("unisono_tls_certificate_expires_timestamp_seconds").set(tls.expires());
         }
-        metrics::gauge!("unisono_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        metrics::gauge!("unisono_build_info", "version" => proto::VERSION).set(1.0);
         self.meters.render()
     }
 

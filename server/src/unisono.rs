@@ -309,7 +309,7 @@ impl Unisono {
         match answer {
             Ok(Answer::Socket(socket)) => Ok(socket),
             Ok(_) | Err(CallError::NodeGone) => Ok(None),
-            Err(CallError::Timeout) => Err(SendError::Timeout),
+            Err(CallError::Timeout | CallError::Unsupported) => Err(SendError::Timeout),
         }
     }
 
@@ -367,6 +367,9 @@ impl Unisono {
                     Ok(_) => {}
                     Err(CallError::NodeGone) => {
                         statuses.extend(ids.into_iter().map(|id| (id, Status::NodeGone)));
+                    }
+                    Err(CallError::Unsupported) => {
+                        statuses.extend(ids.into_iter().map(|id| (id, Status::Dropped)));
                     }
                     Err(CallError::Timeout) => {}
                 }

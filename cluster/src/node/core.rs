@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge};
 use proto::envelope::{self, Answer, Body, Heartbeat, OccupiedRooms, Publication, Request};
-use proto::{Audience, NodeId, RoomName};
+use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, W
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
-use crate::membership::Membership;
+use crate::membership::{Membership, Strangers};
 use crate::missed::Missed;
 use crate::occupancy::{Occupancy, Snapshot, Turn};
 use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects};
@@ -57,6 +57,7 @@ pub(super) struct Core<B> {
     pub(super) missed: Arc<Mutex<Missed>>,
     pub(super) link: Link,
     pub(super) membership: Membership,
+    pub(super) strangers: Strangers,
     pub(super) interest: Interest,
     pub(super) calls: Calls,
     /// The probes of the round under way: to the server, or to a peer.
@@ -85,6 +86,7 @@ pub(super) struct Core<B> {
     pub(super) snapshot_wanted: bool,
     /// Nodes that are up, this one included.
     pub(super) nodes: Gauge,
+    pub(super) nodes_unreadable: Gauge,
     pub(super) connects: Counter,
 }
 
@@ -135,6 +137,9 @@ impl<B: Bus> Core<B> {
             }
             Command::Peers(sender) => {
                 let _ = sender.send(self.membership.peers().cloned().collect());
+            }
+            Command::Unreadable(sender) => {
+                let _ = sender.send(self.strangers.all().collect());
             }
         }
     }
@@ -398,6 +403,12 @@ impl<B: Bus> Core<B> {
                 }
             }
             Input::Goodbye(peer) => self.down(peer, "said goodbye").await,
+            Input::Stranger(node, version) => {
+                if self.strangers.heard(node, version, now) {
+                    let reads = wire::VERSIONS;
+                    warn!(%node, version, ?reads, "a node is up that speaks a version this one does not read: they do not hear each other");
+                }
+            }
             Input::Occupancy(peer, occupancy) => {
                 let whole = is_whole(&occupancy);
                 let mut turns = self.on_occupancy(peer, occupancy);
@@ -490,6 +501,7 @@ impl<B: Bus> Core<B> {
                 }
             }
         }
+        self.strangers.expire(self.config.node_timeout, now);
         self.count_nodes();
         self.connects.absolute(status.connections);
         self.there
@@ -505,6 +517,8 @@ impl<B: Bus> Core<B> {
         if self.heartbeat_due <= now {
             self.heartbeat_due = now + self.config.heartbeat_interval;
             self.send_heartbeat();
+            #[cfg(feature = "next")]
+            self.say_what_is_new();
             let number = self.calls.number();
             self.liveness.push(number);
             let surplus = self.liveness.len().saturating_sub(LIVENESS_MAX);
@@ -537,6 +551,7 @@ impl<B: Bus> Core<B> {
 
     fn count_nodes(&self) {
         self.nodes.set(1.0 + self.membership.ids().count() as f64);
+        self.nodes_unreadable.set(self.strangers.all().len() as f64);
     }
 
     /// What the host sees is `Connected` only once the link is proved: whoever comes before that may
@@ -565,6 +580,24 @@ impl<B: Bus> Core<B> {
             None,
             What::Body(Box::new(Body::Heartbeat(heartbeat)), None),
         );
+    }
+
+    /// As the next minor release might, says what today's nodes do not know, and asks it of them.
+    #[cfg(feature = "next")]
+    fn say_what_is_new(&mut self) {
+        for subject in [self.subjects.heartbeat(), self.subjects.all()] {
+            self.urgent(subject, None, What::Body(Box::new(Body::Unknown), None));
+        }
+        for peer in self.membership.ids().collect::<Vec<_>>() {
+            let (sender, answered) = oneshot::channel();
+            let asked = Instant::now();
+            self.call(&[peer], &Request::Unknown, None, sender);
+            spawn_local(async move {
+                let answered = answered.await;
+                let ms = asked.elapsed().as_millis();
+                info!(node = %peer, ms, ?answered, "asked what is new");
+            });
+        }
     }
 
     fn probe_server(&self, number: u64) {

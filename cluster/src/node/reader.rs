@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
-use proto::{NodeId, wire};
+use proto::wire::WireError;
+use proto::{Audience, NodeId, wire};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -67,7 +68,7 @@ impl Reader {
             return;
         }
         let responder = self.responder(&message);
-        let Some(Envelope { origin, body }) = self.decode(message) else {
+        let Ok(Envelope { origin, body }) = self.decode(message) else {
             return;
         };
         match (body, number, responder) {
@@ -75,6 +76,16 @@ impl Reader {
                 self.input(Input::Answer(number, origin, answer)).await;
             }
             (Body::Request(Request::Probe), _, Some(responder)) => responder.respond(Answer::Pong),
+            // Whoever asks does not wait in vain.
+            (Body::Request(Request::Unknown), _, Some(responder)) => {
+                self.skip();
+                let known = cfg!(feature = "next");
+                responder.respond(if known {
+                    Answer::Pong
+                } else {
+                    Answer::Unsupported
+                });
+            }
             (Body::Request(Request::Occupancy), _, _) => self.input(Input::OccupancyWanted).await,
             (Body::Request(Request::NotSubscribed(room)), _, Some(responder)) => {
                 self.input(Input::NotSubscribed(room, responder)).await;
@@ -104,29 +115,31 @@ impl Reader {
                 })
                 .await;
             }
+            (Body::Unknown | Body::Request(Request::Unknown), ..) => self.skip(),
             _ => self.refuse(&"unexpected in an inbox"),
         }
     }
 
     async fn on_heartbeat(&self, message: Message) {
-        match self.decode(message) {
-            Some(Envelope {
-                origin,
-                body: Body::Heartbeat(heartbeat),
-            }) => self.input(Input::Heartbeat(origin, heartbeat)).await,
-            Some(Envelope {
-                origin,
-                body: Body::Goodbye,
-            }) => self.input(Input::Goodbye(origin)).await,
-            Some(_) => self.refuse(&"unexpected among heartbeats"),
-            None => {}
+        let Envelope { origin, body } = match self.decode(message) {
+            Ok(envelope) => envelope,
+            Err(WireError::Version { version, origin }) => {
+                return self.input(Input::Stranger(origin, version)).await;
+            }
+            Err(_) => return,
+        };
+        match body {
+            Body::Heartbeat(heartbeat) => self.input(Input::Heartbeat(origin, heartbeat)).await,
+            Body::Goodbye => self.input(Input::Goodbye(origin)).await,
+            Body::Unknown => self.skip(),
+            _ => self.refuse(&"unexpected among heartbeats"),
         }
     }
 
     async fn on_publication(&self, message: Message) {
         let subject = message.subject.clone();
         let responder = self.responder(&message);
-        let Some(Envelope { origin, body }) = self.decode(message) else {
+        let Ok(Envelope { origin, body }) = self.decode(message) else {
             return;
         };
         match body {
@@ -151,6 +164,19 @@ impl Reader {
                 self.event(Event::Gap { rooms, reason }).await;
             }
             Body::Occupancy(occupancy) => self.input(Input::Occupancy(origin, occupancy)).await,
+            Body::Unreadable(audience) => {
+                self.skip();
+                let rooms = match audience {
+                    Audience::Room(room) => Some(vec![room]),
+                    Audience::Everyone => None,
+                };
+                let reason = "unsupported";
+                self.event(Event::Gap { rooms, reason }).await;
+                if let Some(responder) = responder {
+                    responder.respond(Answer::Unsupported);
+                }
+            }
+            Body::Unknown => self.skip(),
             _ => self.refuse(&"unexpected among publications"),
         }
     }
@@ -175,19 +201,20 @@ impl Reader {
         })
     }
 
-    fn decode(&self, message: Message) -> Option<Envelope> {
-        match wire::decode(message.payload) {
+    fn decode(&self, message: Message) -> Result<Envelope, WireError> {
+        let read = wire::decode(message.payload).and_then(|envelope| {
             // No echo, so it is somebody else who uses this node's id.
-            Ok(envelope) if envelope.origin == self.node => {
-                self.refuse(&"a foreign message with this node's id");
-                None
-            }
-            Ok(envelope) => Some(envelope),
-            Err(error) => {
-                self.refuse(&error);
-                None
-            }
-        }
+            let foreign = envelope.origin != self.node;
+            foreign
+                .then_some(envelope)
+                .ok_or(WireError::Field("origin"))
+        });
+        read.inspect_err(|error| self.refuse(error))
+    }
+
+    /// What a later version says, and this one does not know.
+    fn skip(&self) {
+        metrics::counter!("unisono_bus_skipped_total").increment(1);
     }
 
     fn refuse(&self, why: &dyn std::fmt::Display) {

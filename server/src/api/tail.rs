@@ -220,7 +220,7 @@ impl Watch {
         }
         match shared.cluster.call(node, Request::Tail(query), None).await {
             Ok(Answer::Tail(page)) => Look::Page(page),
-            Ok(_) => Look::Refused,
+            Ok(_) | Err(CallError::Unsupported) => Look::Refused,
             Err(CallError::NodeGone) => Look::Gone,
             Err(CallError::Timeout) => Look::Silent,
         }

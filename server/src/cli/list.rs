@@ -79,6 +79,14 @@ impl Nodes {
             "node", "name", "state", "sockets", "rooms", "version", "started", "asked",
         ];
         print::table(&header, rows(&answer["nodes"], row))?;
+        let stranger =
+            |node: &Value| format!("{} ({})", text(&node["id"]), text(&node["protocol"]));
+        let unreadable = rows(&answer["unreadable"], stranger).join(", ");
+        if !unreadable.is_empty() {
+            print::note(&format!(
+                "on the same bus, with a version of the protocol that the asked node does not read: {unreadable}"
+            ));
+        }
         Ok(Done::All)
     }
 }

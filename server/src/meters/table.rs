@@ -101,10 +101,11 @@ impl Metric {
 #[rustfmt::skip]
 pub const TABLE: &[Metric] = &[
     gauge("unisono_build_info", Unit::Count, "1, with the version of the program")
-        .by("version", &[env!("CARGO_PKG_VERSION")]),
+        .by("version", &[proto::VERSION]),
     gauge("unisono_ready", Unit::Count, "1 while /health/ready says yes"),
     gauge("unisono_draining", Unit::Count, "1 from SIGTERM on"),
     gauge("unisono_nodes", Unit::Count, "Nodes of the cluster that are up as far as this one knows, itself included"),
+    gauge("unisono_nodes_unreadable", Unit::Count, "Nodes on the bus that speak a version of the protocol which this one does not read"),
 
     gauge("unisono_sockets", Unit::Count, "Sockets, from the yes to their handshake on")
         .by("wire", &["websocket", "event_stream"]),
@@ -134,7 +135,7 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_emits_total", Unit::Count, "Emits, one for each socket: counted where the socket would be; node_gone, timeout and invalid where somebody waits for the answer")
         .by("status", &["delivered", "not_found", "node_gone", "dropped", "timeout", "invalid"]),
     counter("unisono_gaps_total", Unit::Count, "Times that a socket was told that it may have missed something")
-        .by("reason", &["bus_outage", "overload", "redis_outage"]),
+        .by("reason", &["bus_outage", "overload", "redis_outage", "unsupported"]),
     counter("unisono_received_messages_total", Unit::Count, "Text and binary messages of clients"),
     counter("unisono_received_bytes_total", Unit::Bytes, "Bytes of WebSockets"),
     counter("unisono_sent_messages_total", Unit::Count, "Messages put into queues of sockets: deliveries, emits, and the server's own"),
@@ -151,6 +152,7 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_bus_received_bytes_total", Unit::Bytes, "Their bytes"),
     counter("unisono_bus_dropped_total", Unit::Count, "Messages for other nodes that were not sent, for want of a place in the queue or of a bus"),
     counter("unisono_bus_refused_total", Unit::Count, "Messages from NATS that cannot be understood: of another version, or from somebody else"),
+    counter("unisono_bus_skipped_total", Unit::Count, "Messages of newer nodes that this one does not know and need not: no error while a cluster is upgraded"),
     counter("unisono_bus_overflows_total", Unit::Count, "Times that this node read from NATS too slowly and missed something"),
 
     counter("unisono_handlers_total", Unit::Count, "Calls of handlers in Rust")
