@@ -856,6 +856,7 @@ mod tests {
         let emit = pb::act::Act::Emit(pb::Emit {
             payload: unknown_payload(),
             from: None,
+            trace: None,
         });
         let emit = pb::Act {
             act: Some(emit),

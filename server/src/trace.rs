@@ -116,7 +116,7 @@ impl Traces {
         let resource = Resource::builder_empty()
             .with_service_name(config.service_name.clone())
             .with_attributes([
-                KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+                KeyValue::new("service.version", proto::VERSION),
                 KeyValue::new("service.instance.id", identity.node.clone()),
                 KeyValue::new("unisono.node.name", identity.name.to_owned()),
             ])
@@ -143,7 +143,7 @@ impl Traces {
             })
             .build();
         let scope = InstrumentationScope::builder("unisono")
-            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_version(proto::VERSION)
             .build();
         info!(
             sample_ratio = config.sample_ratio,

@@ -400,6 +400,98 @@ async fn a_node_is_drained_from_afar() {
 }
 
 #[tokio::test]
+async fn a_drain_is_waited_for() {
+    let mut sandbox = Sandbox::config().toml(SOON).start().await;
+    let _leaving = sandbox.client(0, "/drain").await;
+    let url = sandbox.api(2).base().to_owned();
+
+    let said = done(&url, &["drain", "--node", "node-0", "--wait"]);
+    assert!(said.ends_with(" is gone\n"), "{said}");
+    let nodes = done_json(&url, &["nodes"]);
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(2));
+    let status = sandbox.nodes[0].process().exited().await;
+    assert_eq!(status.code(), Some(0));
+
+    // The node that is asked answers until it is gone.
+    let id = sandbox.nodes[2].id().await;
+    let answer = done_json(&url, &["drain", "--node", &id, "--wait"]);
+    assert_eq!(answer, json!({"node": id, "status": "gone"}));
+    let status = sandbox.nodes[2].process().exited().await;
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Runs a command on a terminal of its own, which Python's `pty` makes, and answers what it asks.
+fn at_a_terminal(url: &str, args: &[&str], answer: &str) -> (String, i32) {
+    let program = unisono().get_program().to_owned();
+    let run = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mut child = std::process::Command::new("python3")
+        .args(["-c", run])
+        .arg(program)
+        .args(args)
+        .env("UNISONO_URL", url)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 runs");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let mut shown = Vec::new();
+    let mut byte = [0];
+    while !shown.ends_with(b"[y/N] ") {
+        assert_eq!(
+            stdout.read(&mut byte).expect("it shows"),
+            1,
+            "{}",
+            text(&shown)
+        );
+        shown.extend(byte);
+    }
+    stdin.write_all(answer.as_bytes()).expect("it reads");
+    stdout.read_to_end(&mut shown).expect("it ends");
+    let status = child.wait().expect("it ends");
+    (text(&shown), status.code().expect("it exits"))
+}
+
+#[tokio::test]
+async fn somebody_at_a_terminal_is_asked_and_sees_how_far_it_is() {
+    let mut sandbox = Sandbox::config().nodes(2).toml(SOON).start().await;
+    let mut client = sandbox.client(1, "/drain").await;
+    let url = sandbox.api(0).base().to_owned();
+    let drain = ["drain", "--node", "node-1", "--wait"];
+    eventually("the other node has told of its socket", async || {
+        let nodes = done_json(&url, &["nodes"]);
+        nodes["nodes"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|node| node["sockets"] == 1)
+    })
+    .await;
+
+    for no in ["n\n", "\n", "\x04"] {
+        let (shown, status) = at_a_terminal(&url, &drain, no);
+        assert!(
+            shown.contains("Drain node-1 (") && shown.contains("nothing was done"),
+            "{shown}"
+        );
+        assert_eq!(status, 1);
+    }
+    client.ack("unisono:ping", Value::Null).await;
+
+    let (shown, status) = at_a_terminal(&url, &drain, "y\n");
+    for part in [
+        "which has 1 socket?",
+        " drains",
+        "sockets that are left: ",
+        " is gone",
+    ] {
+        assert!(shown.contains(part), "no {part} in {shown}");
+    }
+    assert_eq!(status, 0);
+    assert_eq!(sandbox.nodes[1].process().exited().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn only_a_node_that_is_meant_is_drained() {
     let config = Sandbox::config().nodes(2);
     let sandbox = config.clone().start().await;

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::eventually::soon;
 use crate::tls::Tls;
@@ -31,7 +32,7 @@ pub struct Client {
     pub greeting: Value,
     /// The subprotocol that the server chose.
     pub subprotocol: Option<String>,
-    stream: WebSocketStream<Box<dyn Connection>>,
+    stream: Connected,
     inbox: VecDeque<Event>,
     last_id: u64,
 }
@@ -40,6 +41,8 @@ pub struct Client {
 trait Connection: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Connection for T {}
+
+type Connected = WebSocketStream<Box<dyn Connection>>;
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +73,20 @@ pub struct Refusal {
 fn with_data(mut fields: Value, data: Value) -> Value {
     fields["data"] = data;
     fields
+}
+
+async fn shake_hands(request: Request) -> Result<(Connected, Response), Error> {
+    let uri = request.uri();
+    let host = uri.host().expect("a host").to_owned();
+    let port = uri.port_u16().unwrap_or(80);
+    let stream: Box<dyn Connection> = if uri.scheme_str() == Some("wss") {
+        Box::new(Tls::new().connect(port).await?)
+    } else {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Box::new(stream)
+    };
+    tokio_tungstenite::client_async(request, stream).await
 }
 
 // === impl Event ===
@@ -115,7 +132,16 @@ impl Client {
 
     /// Connects with more request headers, and waits for the greeting.
     pub async fn connect_with(url: &str, headers: &[(&'static str, &str)]) -> Self {
-        let mut client = Self::ungreeted_with(url, headers).await;
+        let Self {
+            stream,
+            subprotocol,
+            ..
+        } = Self::ungreeted_with(url, headers).await;
+        Self::greeted(stream, subprotocol).await
+    }
+
+    async fn greeted(stream: Connected, subprotocol: Option<String>) -> Self {
+        let mut client = Self::bare(stream, subprotocol);
         let greeting = client.expect("unisono:open").await;
         let string = |name: &str| {
             let value = greeting.data[name].as_str();
@@ -146,36 +172,49 @@ impl Client {
                 .headers_mut()
                 .insert(*name, value.parse().expect("a valid header"));
         }
-        let uri = request.uri();
-        let secure = uri.scheme_str() == Some("wss");
-        let address = (
-            uri.host().expect("a host").to_owned(),
-            uri.port_u16().unwrap_or(80),
-        );
-        let handshake = async {
-            let stream: Box<dyn Connection> = if secure {
-                Box::new(Tls::new().connect(address.1).await?)
-            } else {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            };
-            tokio_tungstenite::client_async(request, stream).await
-        };
+        let handshake = shake_hands(request);
         let here = Location::caller();
         let (stream, response) = soon(here, || format!("handshake with {url}"), handshake)
             .await
             .unwrap_or_else(|error| panic!("handshake with {url}: {error}"));
         let subprotocol = response.headers().get("sec-websocket-protocol");
+        let name = subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into());
+        Self::bare(stream, name)
+    }
+
+    fn bare(stream: Connected, subprotocol: Option<String>) -> Self {
         Self {
             id: String::new(),
             room: String::new(),
             node: String::new(),
             greeting: Value::Null,
-            subprotocol: subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into()),
+            subprotocol,
             stream,
             inbox: VecDeque::new(),
             last_id: 0,
+        }
+    }
+
+    /// Connects and waits for the greeting, or returns the status of the refusal; none where nobody answers.
+    pub async fn try_connect(url: &str) -> Result<Self, Option<u16>> {
+        let request = url.into_client_request().expect("a valid URL");
+        let handshake = shake_hands(request).await;
+        let (stream, _) = handshake.map_err(|error| match error {
+            Error::Http(response) => Some(response.status().as_u16()),
+            _ => None,
+        })?;
+        Ok(Self::greeted(stream, None).await)
+    }
+
+    /// The next event, or how the connection ends: with a close code, or without a word.
+    pub async fn next_or_end(&mut self) -> Result<Event, Option<u16>> {
+        loop {
+            match self.stream.next().await {
+                Some(Ok(Message::Text(text))) => return Ok(Event::parse(&text)),
+                Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(None),
+            }
         }
     }
 

@@ -45,6 +45,11 @@ impl<T, E: Debug> Outcome for Result<T, E> {
     }
 }
 
+/// Lets a time pass that the server has named: what a client does that is told when to come back.
+pub async fn pass(time: Duration) {
+    sleep(time).await;
+}
+
 /// Asks again and again until the probe succeeds; the only sleep of the tests.
 ///
 /// # Panics

@@ -170,10 +170,10 @@ impl Nginx {
             "more nodes than that"
         );
         for (i, shipped) in SHIPPED_PORTS.into_iter().enumerate() {
-            let shipped = format!("server 127.0.0.1:{shipped} max_fails=2 fail_timeout=5s;");
+            let shipped = format!("server 127.0.0.1:{shipped} max_fails=0;");
             config = match upstream.get(i) {
                 Some(port) => {
-                    let own = format!("server 127.0.0.1:{port} max_fails=2 fail_timeout=5s;");
+                    let own = format!("server 127.0.0.1:{port} max_fails=0;");
                     config.set(&shipped, &own)
                 }
                 None => config.set(&shipped, ""),

@@ -29,7 +29,8 @@ pub struct Node {
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     name: String,
-    example: Option<String>,
+    program: Program,
+    port: u16,
     nats: Vec<String>,
     keys: Vec<String>,
     cluster: String,
@@ -39,13 +40,42 @@ pub struct NodeConfig {
     tls: bool,
 }
 
+/// What a node runs.
+#[derive(Debug, Clone)]
+enum Program {
+    Unisono,
+    Example(String),
+    Other,
+}
+
 // === impl NodeConfig ===
 
 impl NodeConfig {
     /// An example of `server/examples/` in place of `unisono`.
     #[must_use]
     pub fn example(mut self, name: &str) -> Self {
-        self.example = Some(name.to_owned());
+        self.program = Program::Example(name.to_owned());
+        self
+    }
+
+    /// The other build of the tests of mixed versions, in place of `unisono`: see [`other_build`].
+    #[must_use]
+    pub fn other(mut self) -> Self {
+        self.program = Program::Other;
+        self
+    }
+
+    /// Back from [`NodeConfig::other`].
+    #[must_use]
+    pub fn this(mut self) -> Self {
+        self.program = Program::Unisono;
+        self
+    }
+
+    /// A port of its own choice, where it is again after a restart.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
         self
     }
 
@@ -131,6 +161,7 @@ impl NodeConfig {
     pub fn text(&self) -> String {
         let Self {
             name,
+            port,
             nats,
             keys,
             cluster,
@@ -138,7 +169,7 @@ impl NodeConfig {
             ..
         } = self;
         format!(
-            "listen = \"127.0.0.1:0\"\n\n\
+            "listen = \"127.0.0.1:{port}\"\n\n\
              [cluster]\nname = \"unisono\"\nnode_name = \"{name}\"\nnats = {nats:?}\n{cluster}\n\
              [api]\nkeys = {keys:?}\n\n\
              {toml}"
@@ -148,12 +179,19 @@ impl NodeConfig {
 
 // === impl Node ===
 
+impl AsRef<Node> for Node {
+    fn as_ref(&self) -> &Node {
+        self
+    }
+}
+
 impl Node {
     /// A configuration to build on; nothing but the name is set.
     pub fn config(name: &str) -> NodeConfig {
         NodeConfig {
             name: name.to_owned(),
-            example: None,
+            program: Program::Unisono,
+            port: 0,
             nats: vec![],
             keys: vec![],
             cluster: String::new(),
@@ -172,9 +210,10 @@ impl Node {
     async fn run(config: NodeConfig, directory: TempDir) -> Self {
         let file = directory.path().join("unisono.toml");
         fs::write(&file, config.text()).expect("a file in the test's own directory");
-        let mut command = match &config.example {
-            None => unisono(),
-            Some(name) => example(name),
+        let mut command = match &config.program {
+            Program::Unisono => unisono(),
+            Program::Example(name) => example(name),
+            Program::Other => unconfigured(&other_build()),
         };
         command
             .current_dir(directory.path())
@@ -297,8 +336,13 @@ impl Node {
         self.process.interrupt();
     }
 
-    /// A new process with the same configuration, on a port of its own.
+    /// A new process with the same configuration, on a port of its own where none is set.
     pub async fn restart(self) -> Self {
+        self.restart_as(|config| config).await
+    }
+
+    /// A new process with that configuration in place of its own.
+    pub async fn restart_as(self, change: impl FnOnce(NodeConfig) -> NodeConfig) -> Self {
         let Self {
             config,
             directory,
@@ -306,6 +350,7 @@ impl Node {
             ..
         } = self;
         drop(process);
+        let config = change(config);
         let node = Self::run(config, directory).await;
         eventually("the restarted node is ready", async || {
             node.api.get("/health/ready").await.status == 200
@@ -324,6 +369,22 @@ pub fn unisono() -> Command {
     unconfigured(&given.unwrap_or_else(|| built("unisono")))
 }
 
+/// The other build for the tests of mixed versions: the example `next`, which is to this build what the next minor
+/// release would be; or the program that `UNISONO_OTHER_BIN` names, as an earlier release.
+///
+/// # Panics
+/// When it was not built.
+pub fn other_build() -> PathBuf {
+    if let Some(given) = env::var_os("UNISONO_OTHER_BIN") {
+        return PathBuf::from(given);
+    }
+    find("examples/next").unwrap_or_else(|| {
+        panic!("the build of the next minor release is missing: run tests/run, or {NEXT} first")
+    })
+}
+
+const NEXT: &str = "cargo build --workspace --example next --features unisono-server/next";
+
 fn example(name: &str) -> Command {
     unconfigured(&built(&format!("examples/{name}")))
 }
@@ -339,21 +400,20 @@ fn unconfigured(program: &Path) -> Command {
 }
 
 fn built(program: &str) -> PathBuf {
+    find(program).unwrap_or_else(|| {
+        panic!("no {program}: run tests/run, or cargo build --workspace --bins --examples first")
+    })
+}
+
+fn find(program: &str) -> Option<PathBuf> {
     let this = env::current_exe().expect("the path of this program");
     // A test runs from target/<profile>/deps, a program from target/<profile>.
-    let candidates = this
+    let mut candidates = this
         .ancestors()
         .skip(1)
         .take(2)
         .map(|folder| folder.join(program));
-    candidates
-        .into_iter()
-        .find(|path| path.is_file())
-        .unwrap_or_else(|| {
-            panic!(
-                "no {program}: run tests/run, or cargo build --workspace --bins --examples first"
-            )
-        })
+    candidates.find(|path| path.is_file())
 }
 
 fn announced_port(stdout: &str) -> Option<u16> {

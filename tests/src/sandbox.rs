@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::{Api, Client, Nats, NatsConfig, Node, NodeConfig, Stream, eventually};
+use crate::{Api, Client, Nats, NatsConfig, Node, NodeConfig, Stream, eventually, free_port};
 
 /// Nodes that all know each other, on one NATS server or on two with a route between them.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct SandboxConfig {
     nodes: usize,
     example: Option<String>,
     pair_of_nats: bool,
+    ports: bool,
     nats: NatsConfig,
     keys: Vec<String>,
     cluster: String,
@@ -54,6 +55,13 @@ impl SandboxConfig {
     #[must_use]
     pub fn nats(mut self, config: NatsConfig) -> Self {
         self.nats = config;
+        self
+    }
+
+    /// Each node on a port of its own that stays the same over restarts.
+    #[must_use]
+    pub fn ports(mut self) -> Self {
+        self.ports = true;
         self
     }
 
@@ -105,7 +113,10 @@ impl SandboxConfig {
         if let Some(name) = &self.example {
             config = config.example(name);
         }
-        config
+        match self.ports {
+            true => config.port(free_port()),
+            false => config,
+        }
     }
 }
 
@@ -123,6 +134,7 @@ impl Sandbox {
             nodes: 3,
             example: None,
             pair_of_nats: false,
+            ports: false,
             nats: NatsConfig::default(),
             keys: vec![],
             cluster: String::new(),
