@@ -37,6 +37,8 @@ impl Close {
     pub const PROTOCOL: Self = Self::new(1002, "protocol error");
     /// Text that is not UTF-8.
     pub const BAD_UTF8: Self = Self::new(1007, "text is not UTF-8");
+    /// A message that is compressed and cannot be read.
+    pub const BAD_DEFLATE: Self = Self::new(1007, "not deflate data");
     /// More fragments or frames than anybody needs.
     pub const POLICY: Self = Self::new(1008, "policy");
     /// A message beyond `sockets.message_bytes`.

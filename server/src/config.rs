@@ -141,6 +141,9 @@ pub struct Sockets {
     pub rate_warnings: u32,
     pub ping_rate: u32,
     pub ping_burst: u32,
+    pub deflate: bool,
+    #[serde(deserialize_with = "size")]
+    pub deflate_min_bytes: usize,
     pub handshake_rate: u32,
     pub handshake_burst: u32,
     #[serde(deserialize_with = "duration")]

@@ -11,14 +11,18 @@ use tokio::sync::oneshot;
 
 use crate::shared::Shared;
 use crate::trace::Span;
-use crate::websocket::Opcode;
-use crate::websocket::frame::encode;
+use crate::websocket::frame::{encode, encode_compressed};
+use crate::websocket::{Opcode, Window};
 
 /// How bytes travel to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// As frames of a WebSocket.
     WebSocket,
+    /// The same; large messages are compressed.
+    Deflate,
+    /// The same, for clients that keep little of a message.
+    DeflateSmall,
     /// As server-sent events.
     EventStream,
 }
@@ -29,6 +33,8 @@ pub struct Delivery {
     publication: Publication,
     origin: NodeId,
     frames: [OnceLock<Bytes>; Wire::COUNT],
+    /// Smaller messages are not compressed.
+    deflate_min: usize,
     tally: Option<Tally>,
     permit: Permit,
 }
@@ -50,7 +56,7 @@ impl Delivery {
     ) -> Arc<Self> {
         let span = shared.delivering(&publication, origin);
         let tally = span.map(|span| Tally::new(None, Some(span)));
-        Self::with_tally(publication, origin, permit, tally)
+        Self::with_tally(shared, publication, origin, permit, tally)
     }
 
     /// A publication that is counted: `done` gets the number of sockets of this node that it reached.
@@ -63,10 +69,11 @@ impl Delivery {
     ) -> Arc<Self> {
         let span = shared.delivering(&publication, origin);
         let tally = Tally::new(Some(done), span);
-        Self::with_tally(publication, origin, permit, Some(tally))
+        Self::with_tally(shared, publication, origin, permit, Some(tally))
     }
 
     fn with_tally(
+        shared: &Shared,
         mut publication: Publication,
         origin: NodeId,
         permit: Permit,
@@ -78,6 +85,7 @@ impl Delivery {
             publication,
             origin,
             frames: Default::default(),
+            deflate_min: shared.config.sockets.deflate_min_bytes,
             tally,
             permit,
         })
@@ -110,6 +118,7 @@ impl Delivery {
 
     /// The frame, made at the first call for that wire.
     pub fn frame(&self, wire: Wire) -> &Bytes {
+        let wire = wire.for_payload(&self.publication.payload, self.deflate_min);
         let room = match &self.publication.to {
             Audience::Room(room) => Some(room),
             Audience::Everyone => None,
@@ -151,7 +160,7 @@ impl Drop for Tally {
     }
 }
 
-/// The frame that a socket is sent. Sockets of every format are sent the same: an event as a JSON object,
+/// The frame that a socket is sent, on a [`Wire::for_payload`]. Sockets of every format are sent the same: an event as a JSON object,
 /// because its sender gave it a name that must not get lost, and a bare payload as it is.
 pub fn payload_frame(
     wire: Wire,
@@ -159,38 +168,80 @@ pub fn payload_frame(
     room: Option<&RoomName>,
     from: Option<SocketId>,
 ) -> Bytes {
+    let text = |text: &[u8]| match wire.window() {
+        Some(window) => encode_compressed(Opcode::Text, text, window),
+        None => wire.text(text),
+    };
     match payload {
-        Payload::Event { name, data } => wire.text(&event_text(name, data.as_deref(), room, from)),
-        Payload::Text(text) => wire.text(text.as_bytes()),
-        Payload::Binary(bytes) => wire.binary(bytes),
+        Payload::Event { name, data } => text(&event_text(name, data.as_deref(), room, from)),
+        Payload::Text(bytes) => text(bytes.as_bytes()),
+        Payload::Binary(bytes) => match wire.window() {
+            Some(window) => encode_compressed(Opcode::Binary, bytes, window),
+            None => wire.binary(bytes),
+        },
     }
 }
 
 impl Wire {
+    /// All there are.
+    pub const ALL: [Self; 4] = [
+        Self::WebSocket,
+        Self::Deflate,
+        Self::DeflateSmall,
+        Self::EventStream,
+    ];
+
     /// How many there are.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// A WebSocket whose client agreed to that compression, or to none.
+    pub fn of_websocket(deflate: Option<Window>) -> Self {
+        match deflate {
+            None => Self::WebSocket,
+            Some(Window::Large) => Self::Deflate,
+            Some(Window::Small) => Self::DeflateSmall,
+        }
+    }
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::WebSocket => "websocket",
+            Self::WebSocket | Self::Deflate | Self::DeflateSmall => "websocket",
             Self::EventStream => "event_stream",
         }
     }
 
-    /// A text for a client.
-    pub fn text(self, text: &[u8]) -> Bytes {
+    /// How messages are compressed on it.
+    pub fn window(self) -> Option<Window> {
         match self {
-            Self::WebSocket => encode(Opcode::Text, text),
-            Self::EventStream => sse::data(text),
+            Self::Deflate => Some(Window::Large),
+            Self::DeflateSmall => Some(Window::Small),
+            Self::WebSocket | Self::EventStream => None,
         }
     }
 
-    /// Bytes for a client. A stream of events is text: there they are base64, in an event named `binary`.
+    /// The wire whose frame the payload has on this one: without compression, where it is smaller than that.
+    pub fn for_payload(self, payload: &Payload, deflate_min: usize) -> Self {
+        match self {
+            Self::Deflate | Self::DeflateSmall if payload.len() < deflate_min => Self::WebSocket,
+            wire => wire,
+        }
+    }
+
+    /// A text for a client, not compressed.
+    pub fn text(self, text: &[u8]) -> Bytes {
+        match self {
+            Self::EventStream => sse::data(text),
+            _ => encode(Opcode::Text, text),
+        }
+    }
+
+    /// Bytes for a client, not compressed. A stream of events is text: there they are base64, in an event named
+    /// `binary`.
     pub fn binary(self, bytes: &[u8]) -> Bytes {
         match self {
-            Self::WebSocket => encode(Opcode::Binary, bytes),
             Self::EventStream => sse::binary(bytes),
+            _ => encode(Opcode::Binary, bytes),
         }
     }
 }

@@ -201,7 +201,9 @@ impl Door {
                 meters::refused(&refusal.status);
                 connection.refuse(&refusal).await;
             }
-            Ok(Decision::Socket(upgrade, headers)) => {
+            Ok(Decision::Socket(mut upgrade, headers)) => {
+                upgrade.deflate = upgrade.deflate.filter(|_| settings.deflate);
+                let wire = Wire::of_websocket(upgrade.deflate);
                 let handshake = Handshake {
                     room: upgrade.room.clone(),
                     query: upgrade.query.clone(),
@@ -210,12 +212,13 @@ impl Door {
                     user: None,
                     parameters: Vec::new(),
                 };
-                match Box::pin(admit(&self.worker.shared, Wire::WebSocket, handshake)).await {
+                match Box::pin(admit(&self.worker.shared, wire, handshake)).await {
                     Ok(admitted) => {
                         let arrival = Arrival {
                             response: upgrade.response(),
                             rest: connection.read.to_vec(),
                             stream: connection.stream,
+                            wire,
                             admitted,
                         };
                         Session::start_on(Rc::clone(&self.worker), arrival);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
 use cluster::{Event, Gathered, Permit, Sent};
 use futures_util::stream::unfold;
-use proto::envelope::{Answer, Request};
-use proto::{Audience, Publication, RoomName};
+use proto::envelope::{Act, Answer, Request, Target};
+use proto::{Audience, Close, Publication, RoomName, SocketId};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api;
@@ -70,6 +70,16 @@ pub struct Vacated {
     pub room: RoomName,
     /// The worker.
     pub worker: usize,
+}
+
+/// Close a socket, after what it has published.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish {
+    /// The socket.
+    pub socket: SocketId,
+    /// Why.
+    pub close: Close,
 }
 
 /// Close all sockets of the node, evenly over that while.
@@ -154,6 +164,16 @@ impl Handler<Publish> for Node {
 fn left(span: Option<Span>, sent: Sent) {
     if let (Some(mut span), Sent::LocalOnly) = (span, sent) {
         span.fail();
+    }
+}
+
+impl Handler<Finish> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Finish { socket, close }: Finish, _: &mut Context<Self>) {
+        let disconnect = Act::Disconnect { close, after_ms: 0 };
+        let request = Request::Act(Target::Sockets(vec![socket]), disconnect);
+        drop(self.workers.ask(request, None));
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
-use crate::delivery::{Delivery, payload_frame};
+use crate::delivery::{Delivery, Wire, payload_frame};
 use crate::events::{Event, Kind};
 use crate::meters::{self, Tally};
 use crate::node::{Node, Occupied, Vacated};
@@ -647,7 +647,7 @@ impl Registry {
 
     fn act(&mut self, ids: Vec<SocketId>, act: &Act, vote: &Vote) {
         // Made for a wire when its first socket is met.
-        let frames: [OnceCell<Bytes>; 2] = Default::default();
+        let frames: [OnceCell<Bytes>; Wire::COUNT] = Default::default();
         for id in ids {
             let session = match self.sockets.get(&id) {
                 Some(socket) if socket.open => &socket.session,
@@ -664,7 +664,8 @@ impl Registry {
             };
             let status = match act {
                 Act::Emit { payload, from, .. } => {
-                    let wire = session.wire;
+                    let deflate_min = self.shared.config.sockets.deflate_min_bytes;
+                    let wire = session.wire.for_payload(payload, deflate_min);
                     let frame = frames[wire as usize]
                         .get_or_init(|| payload_frame(wire, payload, None, *from));
                     session.emit(frame)

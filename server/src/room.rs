@@ -14,7 +14,7 @@ use proto::{NodeId, RoomName, SocketId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Wire};
 use crate::meters::{self, Tally};
 use crate::session::{Disconnect, Joined, Left, SessionRef};
 use crate::vital::Vital;
@@ -199,7 +199,7 @@ impl Room {
             return;
         }
         // Made for a wire when its first member is met.
-        let batches: [OnceCell<Vec<Batch>>; 2] = Default::default();
+        let batches: [OnceCell<Vec<Batch>>; Wire::COUNT] = Default::default();
         let mut handed = self.tally.publishing();
         let left_out: HashSet<SocketId> = pending
             .iter()

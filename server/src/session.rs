@@ -32,9 +32,10 @@ use crate::auth::{self, Grant, NOBODY};
 use crate::delivery::Wire;
 use crate::events::NoAck;
 use crate::meters::{self, Handed, Tally};
+use crate::node::Finish;
 use crate::rate::Used;
 use crate::registry::{Closed, Open, WakeAt};
-use crate::rules::{Format, Rule};
+use crate::rules::{ClientEvents, Format, Rule};
 use crate::shared::{Shared, Slot};
 use crate::tls::Stream;
 use crate::websocket::frame::{self, encode};
@@ -165,6 +166,8 @@ pub struct Arrival {
     pub response: Vec<u8>,
     /// Bytes that came after the handshake.
     pub rest: Vec<u8>,
+    /// How it is spoken to.
+    pub wire: Wire,
     /// Who comes.
     pub admitted: Admitted,
 }
@@ -174,6 +177,7 @@ pub struct Session {
     id: SocketId,
     worker: Rc<Worker>,
     stream: Stream,
+    wire: Wire,
     peer: SocketAddr,
     /// None for the grant of everybody.
     grant: Option<Box<Grant>>,
@@ -206,6 +210,8 @@ pub struct Session {
     heard: Instant,
     pinged: Option<Instant>,
     disconnect: Option<Box<(Instant, Disconnect)>>,
+    /// How the client has ended it, while what it said before is on its way back to it.
+    ending: Option<Box<(Bytes, Close)>>,
     wake_at: Option<Instant>,
     /// When what the client was granted has ended, and the patience with it.
     expires: Option<Instant>,
@@ -253,7 +259,7 @@ impl Actor for Session {
     fn started(&mut self, ctx: &mut Context<Self>) {
         let session = SessionRef {
             id: self.id,
-            wire: Wire::WebSocket,
+            wire: self.wire,
             user: self.grant().user.clone(),
             native: self.native(),
             actor: SessionActor::Socket(ctx.address()),
@@ -592,10 +598,11 @@ impl Session {
         let mut session = Self {
             id,
             socket: admitted.socket(id, &worker.unisono),
-            decoder: Decoder::new(sockets.message_bytes),
+            decoder: Decoder::new(sockets.message_bytes, arrival.wire.window().is_some()),
             outbox: Outbox::default(),
             queue: Queue::new(&worker),
             stream: arrival.stream,
+            wire: arrival.wire,
             peer: admitted.peer,
             rule: admitted.rule,
             home: admitted.room,
@@ -617,6 +624,7 @@ impl Session {
             heard: now,
             pinged: None,
             disconnect: None,
+            ending: None,
             wake_at: None,
             slot: Arc::new(admitted.slot),
             worker,
@@ -665,10 +673,26 @@ impl Session {
         debug!(socket = %self.id, code = close.code, "closing");
     }
 
+    /// The client has nothing more to say, or says nonsense. In a room that echoes, what it said before is on its way
+    /// back to it, and comes first.
+    fn finish(&mut self, frame: Bytes, end: Close) {
+        let echoes = self.rule.client_events == ClientEvents::Echo;
+        if self.is_closing() || !echoes {
+            return self.close_with(frame, end, true);
+        }
+        let (socket, close) = (self.id, end.clone());
+        self.ending.get_or_insert_with(|| Box::new((frame, end)));
+        self.worker.unisono.node.do_send(Finish { socket, close });
+    }
+
     fn close_with(&mut self, frame: Bytes, end: Close, deaf: bool) {
         if self.is_closing() {
             return;
         }
+        let (frame, end, deaf) = match self.ending.take() {
+            Some(ending) => (ending.0, ending.1, true),
+            None => (frame, end, deaf),
+        };
         if let Phase::Open = self.phase {
             self.run_on_close(end.clone());
         }
@@ -703,7 +727,9 @@ impl Session {
 
     /// Whether what the client has sent has to be seen to before more is read.
     fn is_busy(&self) -> bool {
-        self.handling || self.asks_in_flight >= self.shared().config.sockets.emits_in_flight
+        self.handling
+            || self.ending.is_some()
+            || self.asks_in_flight >= self.shared().config.sockets.emits_in_flight
     }
 
     fn is_in(&self, room: &RoomName) -> bool {

@@ -118,9 +118,11 @@ impl Shared {
     pub fn metrics(&self) -> String {
         let counts = &self.load;
         let settings = &self.config.sockets;
-        for wire in [Wire::WebSocket, Wire::EventStream] {
-            let sockets = counts.wires[wire as usize].load(Ordering::Relaxed);
-            metrics::gauge!("unisono_sockets", "wire" => wire.as_str()).set(sockets as f64);
+        for label in [Wire::WebSocket, Wire::EventStream].map(Wire::as_str) {
+            let wires = Wire::ALL.into_iter().filter(|wire| wire.as_str() == label);
+            let sockets = wires.map(|wire| counts.wires[wire as usize].load(Ordering::Relaxed));
+            let sockets: usize = sockets.sum();
+            metrics::gauge!("unisono_sockets", "wire" => label).set(sockets as f64);
         }
         let is = |yes| if yes { 1.0 } else { 0.0 };
         let load = |count: &AtomicUsize| count.load(Ordering::Relaxed) as f64;

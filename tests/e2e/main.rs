@@ -9,6 +9,7 @@ mod browser;
 mod cli;
 mod cluster;
 mod config;
+mod deflate;
 mod examples;
 mod faults;
 mod handshake;

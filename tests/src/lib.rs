@@ -47,4 +47,7 @@ pub use returning::{Departure, Returning};
 pub use sandbox::{Sandbox, SandboxConfig};
 pub use stream::{Dispatched, Stream, stream_request};
 pub use tls::{Certificate, Handshake, Identity, Tls, Tunnel};
-pub use wire::{Frame, Opcode, Response, Wire, frame, head, upgrade_request};
+pub use wire::{
+    Frame, Opcode, Response, Wire, compressed_frame, deflated, frame, head, inflated,
+    upgrade_request,
+};

@@ -3,10 +3,16 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::Location;
 
+use flate2::{Compress, Compression, FlushCompress, Status};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::eventually::soon;
+
+/// What a compressed message leaves out (RFC 7692 §7.2.1).
+const DEFLATE_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -57,6 +63,8 @@ pub enum Opcode {
 pub struct Frame {
     /// The last frame of its message.
     pub fin: bool,
+    /// The message is compressed, see [`inflated`].
+    pub compressed: bool,
     /// The four bits of the opcode.
     pub opcode: u8,
     /// The payload.
@@ -73,6 +81,48 @@ pub fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
             .map(|(byte, mask)| byte ^ mask),
     );
     bytes
+}
+
+/// A client's text message, compressed as RFC 7692 says, in one frame.
+pub fn compressed_frame(text: &[u8]) -> Vec<u8> {
+    let compressed = deflated(text);
+    let mut bytes = frame(Opcode::Text, &compressed);
+    bytes[0] |= 0x40;
+    bytes
+}
+
+/// The bytes of a compressed message.
+pub fn deflated(message: &[u8]) -> Vec<u8> {
+    let mut compressor = Compress::new(Compression::default(), false);
+    let mut compressed = Vec::with_capacity(message.len() + 100);
+    let flushed = compressor.compress_vec(message, &mut compressed, FlushCompress::Sync);
+    assert_eq!(flushed.expect("it can be compressed"), Status::Ok);
+    assert!(compressed.ends_with(&DEFLATE_TAIL));
+    compressed.truncate(compressed.len() - DEFLATE_TAIL.len());
+    compressed
+}
+
+/// What was compressed, by a reader that keeps no more of it than `2^window_bits` bytes.
+pub fn inflated(compressed: &[u8], window_bits: u8) -> Vec<u8> {
+    let mut inflater = DecompressorOxide::new();
+    let mut window = vec![0; 1 << window_bits];
+    let (mut message, mut at) = (vec![], 0);
+    let whole = [compressed, &DEFLATE_TAIL].concat();
+    let mut rest = &whole[..];
+    loop {
+        let flags = inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
+        let (status, read, written) = decompress(&mut inflater, rest, &mut window, at, flags);
+        rest = &rest[read..];
+        message.extend_from_slice(&window[at..at + written]);
+        at = (at + written) % window.len();
+        match status {
+            TINFLStatus::HasMoreOutput => {}
+            TINFLStatus::NeedsMoreInput => break,
+            failed => panic!("no deflate data: {failed:?}"),
+        }
+    }
+    assert!(rest.is_empty(), "{rest:x?}");
+    message
 }
 
 /// The head of a masked frame with this first byte that declares this length.
@@ -393,6 +443,7 @@ pub fn upgrade_request(path: &str) -> String {
 fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     let (&[first, second], _) = bytes.split_first_chunk::<2>()?;
     assert_eq!(second & 0x80, 0, "a server must not mask");
+    assert_eq!(first & 0x30, 0, "bits that nothing uses");
     let (start, length) = match second {
         126 => (
             4,
@@ -408,6 +459,7 @@ fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     Some((
         Frame {
             fin: first & 0x80 != 0,
+            compressed: first & 0x40 != 0,
             opcode: first & 0x0f,
             payload,
         },

@@ -142,7 +142,11 @@ impl Socket {
 
     fn deliver(&self, payload: &Payload) -> Status {
         match self.0.session.get() {
-            Some(session) => session.emit(&payload_frame(session.wire, payload, None, None)),
+            Some(session) => {
+                let sockets = &self.0.unisono.shared.config.sockets;
+                let wire = session.wire.for_payload(payload, sockets.deflate_min_bytes);
+                session.emit(&payload_frame(wire, payload, None, None))
+            }
             None => Status::NotFound,
         }
     }

@@ -55,7 +55,7 @@ impl Session {
                     ..close
                 });
                 let end = close.unwrap_or(Close::NO_STATUS);
-                self.close_with(frame::close(echo.as_ref()), end, true);
+                self.finish(frame::close(echo.as_ref()), end);
             }
         }
     }

@@ -184,7 +184,7 @@ impl Session {
                 Ok(Some(incoming)) => incoming,
                 Err(close) => {
                     debug!(socket = %self.id, code = close.code, "bad input");
-                    self.close_with(frame::close(Some(&close)), close, true);
+                    self.finish(frame::close(Some(&close)), close);
                     // If it was closing already, it is deaf from now on.
                     self.deafen();
                     return;

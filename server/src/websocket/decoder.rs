@@ -5,11 +5,14 @@ use std::borrow::Cow;
 
 use proto::Close;
 
-use super::frame::{CONTROL_BYTES_MAX, Opcode};
+use super::deflate::{compressed_bytes_max, inflate};
+use super::frame::{COMPRESSED, CONTROL_BYTES_MAX, FIN, Opcode};
 
 /// Turns bytes into messages. Keeps no buffer between messages.
 pub struct Decoder {
     message_bytes_max: usize,
+    /// Whether the client may compress.
+    deflate: bool,
     header: Header,
     frame: Option<Frame>,
     message: Option<Box<Message>>,
@@ -42,6 +45,7 @@ struct Header {
 struct Frame {
     opcode: Opcode,
     fin: bool,
+    compressed: bool,
     mask: [u8; 4],
     /// Payload bytes seen so far, which place the mask.
     seen: usize,
@@ -51,8 +55,9 @@ struct Frame {
 /// A message in pieces: of several frames, or of one that spans several reads.
 struct Message {
     text: bool,
+    compressed: bool,
     bytes: Vec<u8>,
-    /// The length of the prefix that is known to be UTF-8.
+    /// The length of the prefix that is known to be UTF-8, where it is not compressed.
     utf8: usize,
     empty_fragments: usize,
 }
@@ -64,10 +69,12 @@ const HEADER_BYTES_MAX: usize = 14;
 const EMPTY_FRAGMENTS_MAX: usize = 1_024;
 
 impl Decoder {
-    /// Refuses messages of more than `message_bytes_max` bytes.
-    pub fn new(message_bytes_max: usize) -> Self {
+    /// Refuses messages of more than `message_bytes_max` bytes; of those that are compressed, as they may be with
+    /// `deflate`, it is the bytes inside that count.
+    pub fn new(message_bytes_max: usize, deflate: bool) -> Self {
         Self {
             message_bytes_max,
+            deflate,
             header: Header::default(),
             frame: None,
             message: None,
@@ -123,13 +130,15 @@ impl Decoder {
     fn check_start(&self) -> Result<(), Close> {
         let [first, second, ..] = self.header.bytes;
         let opcode = Opcode::from_code(first & 0x0f).ok_or(Close::PROTOCOL)?;
-        let (reserved, fin) = (first & 0x70 != 0, first & 0x80 != 0);
+        let data = matches!(opcode, Opcode::Text | Opcode::Binary);
+        let may_be_set = if self.deflate && data { COMPRESSED } else { 0 };
+        let (reserved, fin) = (first & 0x70 & !may_be_set != 0, first & FIN != 0);
         let (masked, len) = (second & 0x80 != 0, usize::from(second & 0x7f));
         let bad = reserved
             || !masked
             || (opcode.is_control() && (!fin || len > CONTROL_BYTES_MAX))
             || (opcode == Opcode::Continuation && self.message.is_none())
-            || (matches!(opcode, Opcode::Text | Opcode::Binary) && self.message.is_some());
+            || (data && self.message.is_some());
         if bad { Err(Close::PROTOCOL) } else { Ok(()) }
     }
 
@@ -151,11 +160,15 @@ impl Decoder {
         if !minimal {
             return Err(Close::PROTOCOL);
         }
-        let before = self
-            .message
-            .as_ref()
-            .map_or(0, |message| message.bytes.len());
-        let room = (self.message_bytes_max - before) as u64;
+        let (before, compressed) = match &self.message {
+            Some(message) => (message.bytes.len(), message.compressed),
+            None => (0, first & COMPRESSED != 0),
+        };
+        let bytes_max = match compressed {
+            true => compressed_bytes_max(self.message_bytes_max),
+            false => self.message_bytes_max,
+        };
+        let room = (bytes_max - before) as u64;
         let opcode = Opcode::from_code(first & 0x0f).expect("checked with the first byte");
         if !opcode.is_control() && len > room {
             return Err(Close::TOO_BIG);
@@ -163,7 +176,8 @@ impl Decoder {
         let mask = extended[rest..rest + 4].try_into().expect("4 bytes");
         Ok(Frame {
             opcode,
-            fin: first & 0x80 != 0,
+            fin: first & FIN != 0,
+            compressed,
             mask,
             seen: 0,
             remaining: len as usize,
@@ -186,10 +200,13 @@ impl Decoder {
         }
         if self.message.is_none() {
             if whole && frame.fin {
-                return complete(frame.opcode == Opcode::Text, Cow::Borrowed(chunk)).map(Some);
+                let text = frame.opcode == Opcode::Text;
+                let payload = self.expand(Cow::Borrowed(chunk), frame.compressed)?;
+                return complete(text, payload).map(Some);
             }
             self.message = Some(Box::new(Message {
                 text: frame.opcode == Opcode::Text,
+                compressed: frame.compressed,
                 bytes: Vec::new(),
                 utf8: 0,
                 empty_fragments: 0,
@@ -203,7 +220,8 @@ impl Decoder {
         }
         if frame.fin {
             let message = self.message.take().expect("as above");
-            return complete(message.text, Cow::Owned(message.bytes)).map(Some);
+            let payload = self.expand(Cow::Owned(message.bytes), message.compressed)?;
+            return complete(message.text, payload).map(Some);
         }
         if frame.seen == 0 {
             message.empty_fragments += 1;
@@ -212,6 +230,13 @@ impl Decoder {
             }
         }
         Ok(None)
+    }
+
+    fn expand<'a>(&self, payload: Cow<'a, [u8]>, compressed: bool) -> Result<Cow<'a, [u8]>, Close> {
+        match compressed {
+            true => inflate(&payload, self.message_bytes_max).map(Cow::Owned),
+            false => Ok(payload),
+        }
     }
 
     fn read_control<'a>(
@@ -255,7 +280,7 @@ impl Header {
 impl Message {
     fn append(&mut self, chunk: &[u8]) -> Result<(), Close> {
         self.bytes.extend_from_slice(chunk);
-        if self.text {
+        if self.text && !self.compressed {
             match simdutf8::compat::from_utf8(&self.bytes[self.utf8..]) {
                 Ok(text) => self.utf8 += text.len(),
                 // Cut within a character, which may still be completed.
@@ -325,6 +350,7 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], seen: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::deflate::Window;
     use super::*;
     use proptest::prelude::*;
 
@@ -361,7 +387,13 @@ mod tests {
 
     /// Everything in the pieces, up to the first error.
     fn decode(pieces: &[Vec<u8>], max: usize) -> (Vec<Incoming<'static>>, Option<u16>) {
-        let mut decoder = Decoder::new(max);
+        decode_with(Decoder::new(max, false), pieces)
+    }
+
+    fn decode_with(
+        mut decoder: Decoder,
+        pieces: &[Vec<u8>],
+    ) -> (Vec<Incoming<'static>>, Option<u16>) {
         let mut seen = Vec::new();
         for piece in pieces {
             let mut piece = piece.clone();
@@ -386,42 +418,56 @@ mod tests {
     struct Sent {
         opcode: u8,
         payload: Vec<u8>,
-        cuts: Vec<usize>,
+        cuts: Vec<proptest::sample::Index>,
+        window: Option<Window>,
     }
 
     fn sent() -> impl Strategy<Value = Sent> {
         let text = "\\PC{0,300}".prop_map(|text| (1, text.into_bytes()));
         let binary = proptest::collection::vec(any::<u8>(), 0..70_000).prop_map(|b| (2, b));
+        let even = (any::<u8>(), 0..70_000_usize).prop_map(|(byte, len)| (2, vec![byte; len]));
         let ping = proptest::collection::vec(any::<u8>(), 0..126).prop_map(|b| (9, b));
         let cuts = proptest::collection::vec(any::<proptest::sample::Index>(), 0..3);
-        (prop_oneof![text, binary, ping], cuts).prop_map(|((opcode, payload), cuts)| {
-            let mut cuts: Vec<_> = cuts
-                .iter()
-                .map(|cut| cut.index(payload.len() + 1))
-                .collect();
-            cuts.sort_unstable();
-            let cuts = if opcode == 9 { Vec::new() } else { cuts };
-            Sent {
+        let windows = [None, Some(Window::Large), Some(Window::Small)];
+        let message = prop_oneof![text, binary, even, ping];
+        (message, cuts, proptest::sample::select(windows.to_vec())).prop_map(
+            |((opcode, payload), cuts, window)| Sent {
                 opcode,
                 payload,
                 cuts,
-            }
-        })
+                window,
+            },
+        )
     }
 
     impl Sent {
         /// The message as frames, fragmented at the cuts with a ping in between.
         fn frames(&self, mask: [u8; 4]) -> Vec<u8> {
+            if self.opcode == 9 {
+                return frame(0x89, &self.payload, mask);
+            }
+            let compressed = self
+                .window
+                .and_then(|window| window.compress(&self.payload));
+            let flag = if compressed.is_some() { COMPRESSED } else { 0 };
+            let payload = compressed.as_ref().unwrap_or(&self.payload);
+            let cuts = self.cuts.iter().map(|cut| cut.index(payload.len() + 1));
+            let mut cuts: Vec<_> = cuts.collect();
+            cuts.sort_unstable();
             let mut bytes = Vec::new();
             let mut start = 0;
-            for (nth, cut) in self.cuts.iter().enumerate() {
-                let opcode = if nth == 0 { self.opcode } else { 0 };
-                bytes.extend(frame(opcode, &self.payload[start..*cut], mask));
+            for (nth, cut) in cuts.iter().enumerate() {
+                let first = if nth == 0 { flag | self.opcode } else { 0 };
+                bytes.extend(frame(first, &payload[start..*cut], mask));
                 bytes.extend(frame(0x8a, b"", mask));
                 start = *cut;
             }
-            let opcode = if self.cuts.is_empty() { self.opcode } else { 0 };
-            bytes.extend(frame(0x80 | opcode, &self.payload[start..], mask));
+            let first = if cuts.is_empty() {
+                flag | self.opcode
+            } else {
+                0
+            };
+            bytes.extend(frame(FIN | first, &payload[start..], mask));
             bytes
         }
 
@@ -452,7 +498,7 @@ mod tests {
                 .into_iter()
                 .map(|end| bytes[std::mem::replace(&mut start, end)..end].to_vec())
                 .collect();
-            let (seen, error) = decode(&pieces, MAX);
+            let (seen, error) = decode_with(Decoder::new(MAX, true), &pieces);
             prop_assert_eq!(error, None);
             let seen: Vec<_> = seen.into_iter().filter(|i| *i != Incoming::Pong).collect();
             let expected: Vec<_> = sent.iter().map(Sent::incoming).collect();
@@ -464,7 +510,10 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let single: Vec<_> = bytes.iter().map(|byte| vec![*byte]).collect();
-            prop_assert_eq!(decode(&[bytes], 200), decode(&single, 200));
+            for deflate in [false, true] {
+                let whole = decode_with(Decoder::new(200, deflate), std::slice::from_ref(&bytes));
+                prop_assert_eq!(whole, decode_with(Decoder::new(200, deflate), &single));
+            }
         }
     }
 
@@ -510,6 +559,34 @@ mod tests {
         }
         assert_eq!(refused(&whole), None);
         assert_eq!(refused(&frame(0x82, &[0; 1_000], mask)), None);
+    }
+
+    #[test]
+    fn compressed_messages_are_held_to_the_same_rules() {
+        let mask = [9, 8, 7, 6];
+        let compressed = |payload: &[u8]| Window::Large.compress(payload).unwrap();
+        let text = frame(0xc1, &compressed(&[b'a'; 1_000]), mask);
+        let fitting = [text.clone(), frame(0xc2, &compressed(&[0; 1_000]), mask)].concat();
+        for (bytes, code) in [
+            (fitting, None),
+            (frame(0xc2, &compressed(&[0; 1_001]), mask), Some(1009)),
+            (frame(0xc1, &compressed(&[0xff; 100]), mask), Some(1007)), // not UTF-8
+            (frame(0xc2, b"\xff\xff", mask), Some(1007)),               // not deflate
+            (frame(0xc9, b"", mask), Some(1002)),                       // a control frame
+            (frame(0xe1, b"", mask), Some(1002)),                       // RSV2
+            (
+                [frame(0x01, b"a", mask), frame(0xc0, b"a", mask)].concat(),
+                Some(1002),
+            ),
+            (
+                [frame(0x01, b"a", mask), frame(0x80, b"a", mask)].concat(),
+                None,
+            ),
+        ] {
+            let (_, error) = decode_with(Decoder::new(1_000, true), std::slice::from_ref(&bytes));
+            assert_eq!(error, code, "{bytes:x?}");
+        }
+        assert_eq!(refused(&text), Some(1002), "nobody agreed to it");
     }
 
     #[test]

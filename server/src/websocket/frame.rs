@@ -3,6 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use proto::Close;
 
+use super::deflate::Window;
+
 /// What a frame holds (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
@@ -26,7 +28,11 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 /// Most bytes of a header that the server writes.
 pub const HEADER_BYTES_MAX: usize = 10;
 
-const FIN: u8 = 0x80;
+/// Of a frame's first byte: it is the last of its message.
+pub const FIN: u8 = 0x80;
+
+/// Of the first byte of a message's first frame: it is compressed (RFC 7692 §6).
+pub const COMPRESSED: u8 = 0x40;
 
 impl Opcode {
     /// The number in a frame's first byte.
@@ -70,8 +76,20 @@ pub fn encode(opcode: Opcode, payload: &[u8]) -> Bytes {
         !opcode.is_control() || payload.len() <= CONTROL_BYTES_MAX,
         "control frames are short"
     );
+    assemble(FIN | opcode.code(), payload)
+}
+
+/// As [`encode`], compressed where that makes it smaller: for clients that agreed to it, and not for control frames.
+pub fn encode_compressed(opcode: Opcode, payload: &[u8], window: Window) -> Bytes {
+    match window.compress(payload) {
+        Some(compressed) => assemble(FIN | COMPRESSED | opcode.code(), &compressed),
+        None => encode(opcode, payload),
+    }
+}
+
+fn assemble(first: u8, payload: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(HEADER_BYTES_MAX + payload.len());
-    frame.put_u8(FIN | opcode.code());
+    frame.put_u8(first);
     match payload.len() {
         len @ 0..=125 => frame.put_u8(len as u8),
         len @ 126..=0xffff => {

@@ -8,6 +8,8 @@ use proto::RoomName;
 use proto::client::SUBPROTOCOL;
 use sha1::{Digest, Sha1};
 
+use super::deflate::Window;
+
 /// What a request wants of this server.
 #[derive(Debug, PartialEq)]
 pub enum Wanted {
@@ -28,6 +30,8 @@ pub struct Upgrade {
     pub accept: String,
     /// Whether the client offers [`SUBPROTOCOL`].
     pub subprotocol: bool,
+    /// How messages to a client may be compressed that offers it.
+    pub deflate: Option<Window>,
 }
 
 /// A request that is answered with an error, and never with a 101.
@@ -94,6 +98,7 @@ pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
         query: query.split('#').next().unwrap_or_default().to_owned(),
         accept: accept(key),
         subprotocol: has_token(request, "sec-websocket-protocol", SUBPROTOCOL),
+        deflate: lines(request, "sec-websocket-extensions").find_map(Window::of_offers),
     }))
 }
 
@@ -115,7 +120,7 @@ pub fn without_upgrade(request: &httparse::Request<'_, '_>) -> Vec<u8> {
             continue;
         }
         if is("connection") {
-            let kept: Vec<_> = tokens(header.value)
+            let kept: Vec<_> = tokens(std::str::from_utf8(header.value).unwrap_or_default())
                 .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
                 .collect();
             if !kept.is_empty() {
@@ -139,9 +144,13 @@ impl Upgrade {
             true => format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"),
             false => String::new(),
         };
+        let extensions = match self.deflate {
+            Some(window) => format!("Sec-WebSocket-Extensions: {}\r\n", window.answer()),
+            None => String::new(),
+        };
         format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {}\r\n{protocol}\r\n",
+             Sec-WebSocket-Accept: {}\r\n{protocol}{extensions}\r\n",
             self.accept
         )
         .into_bytes()
@@ -226,17 +235,19 @@ fn one<'h>(request: &httparse::Request<'h, '_>, name: &str) -> Result<Option<&'h
 
 /// Whether a list header holds a token, in any of its lines.
 fn has_token(request: &httparse::Request<'_, '_>, name: &str, token: &str) -> bool {
-    request
-        .headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case(name))
-        .any(|header| tokens(header.value).any(|found| found.eq_ignore_ascii_case(token)))
+    lines(request, name).any(|line| tokens(line).any(|found| found.eq_ignore_ascii_case(token)))
 }
 
-fn tokens(value: &[u8]) -> impl Iterator<Item = &str> {
-    std::str::from_utf8(value)
-        .unwrap_or("")
-        .split(',')
+/// The values of all headers of that name, as far as they are text.
+fn lines<'h>(request: &httparse::Request<'h, '_>, name: &str) -> impl Iterator<Item = &'h str> {
+    let headers = request.headers.iter();
+    headers
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+        .filter_map(|header| std::str::from_utf8(header.value).ok())
+}
+
+fn tokens(line: &str) -> impl Iterator<Item = &str> {
+    line.split(',')
         .map(str::trim)
         .filter(|token| !token.is_empty())
 }

@@ -1,0 +1,300 @@
+//! Compressed messages (permessage-deflate, RFC 7692). No message leans on one before, in either direction: so what is
+//! sent to many is compressed once, and a socket takes no memory for it.
+
+use std::cell::RefCell;
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use proto::Close;
+
+/// How far back a compressed message may refer, which decides who can read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// 32 KiB: what clients have, unless they say otherwise.
+    Large,
+    /// 512 bytes: within whatever a client may ask for.
+    Small,
+}
+
+/// Sizes of windows that the extension knows, as powers of two (RFC 7692 §7.1.2.1).
+const WINDOW_BITS: std::ops::RangeInclusive<u8> = 8..=15;
+
+/// The smaller of the windows that a message is compressed for.
+const SMALL_WINDOW_BITS: u8 = 9;
+
+/// What a message ends with that was flushed, and is left out (RFC 7692 §7.2.1).
+const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// Bytes that an inflated message is given room for at first, and at least by which that grows.
+const ROOM: usize = 4 * 1024;
+
+thread_local! {
+    static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
+    static INFLATER: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+}
+
+impl Window {
+    /// The first offer in a `Sec-WebSocket-Extensions` header that can be taken (RFC 7692 §5.1, §7.1). What is none, or
+    /// has a mistake in it, is passed over.
+    pub fn of_offers(header: &str) -> Option<Self> {
+        header.split(',').find_map(Self::of_offer)
+    }
+
+    fn of_offer(offer: &str) -> Option<Self> {
+        let mut parts = offer.split(';').map(str::trim);
+        if parts.next() != Some("permessage-deflate") {
+            return None;
+        }
+        let mut window = Self::Large;
+        let mut seen = Vec::new();
+        for part in parts {
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name.trim(), Some(unquoted(value.trim()))),
+                None => (part, None),
+            };
+            if seen.contains(&name) {
+                return None;
+            }
+            seen.push(name);
+            match (name, value) {
+                // That is how it is anyway.
+                ("server_no_context_takeover" | "client_no_context_takeover", None) => {}
+                ("client_max_window_bits", None) => {}
+                ("client_max_window_bits", Some(bits)) => drop(window_bits(bits)?),
+                ("server_max_window_bits", Some(bits)) => match window_bits(bits)? {
+                    15 => {}
+                    SMALL_WINDOW_BITS.. => window = Self::Small,
+                    _ => return None,
+                },
+                _ => return None,
+            }
+        }
+        Some(window)
+    }
+
+    /// The value of `Sec-WebSocket-Extensions` in the answer.
+    pub fn answer(self) -> &'static str {
+        match self {
+            Self::Large => {
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+            }
+            Self::Small => {
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=9"
+            }
+        }
+    }
+
+    /// A message, compressed; none where that would not make it smaller.
+    pub fn compress(self, payload: &[u8]) -> Option<Vec<u8>> {
+        // A full flush makes the compressor forget: what comes after it does not refer to what was before.
+        let (piece, flush) = match self {
+            Self::Large => (payload.len(), FlushCompress::Sync),
+            Self::Small => (1 << SMALL_WINDOW_BITS, FlushCompress::Full),
+        };
+        COMPRESSOR.with_borrow_mut(|compressor| {
+            compressor.reset();
+            // The tail has to fit in, too; if it does not, nothing was saved.
+            let mut compressed = Vec::with_capacity(payload.len());
+            for piece in payload.chunks(piece.max(1)) {
+                let before = compressor.total_in();
+                let status = compressor.compress_vec(piece, &mut compressed, flush);
+                let taken = compressor.total_in() - before == piece.len() as u64;
+                let whole = status.is_ok_and(|status| status == Status::Ok) && taken;
+                if !whole || compressed.len() == compressed.capacity() {
+                    return None;
+                }
+            }
+            let end = compressed.strip_suffix(&TAIL)?.len();
+            compressed.truncate(end);
+            Some(compressed)
+        })
+    }
+}
+
+/// The bytes of a compressed message.
+///
+/// # Errors
+///
+/// When they are more than `bytes_max`, of which nothing is kept, or when it is none. They say how to close.
+pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
+    INFLATER.with_borrow_mut(|inflater| {
+        inflater.reset(false);
+        let mut message = Vec::with_capacity(ROOM.min(bytes_max + 1));
+        for part in [compressed, &TAIL] {
+            let mut rest = part;
+            loop {
+                let before = inflater.total_in();
+                let status = inflater
+                    .decompress_vec(rest, &mut message, FlushDecompress::None)
+                    .map_err(|_| Close::BAD_DEFLATE)?;
+                rest = &rest[(inflater.total_in() - before) as usize..];
+                if message.len() > bytes_max {
+                    return Err(Close::TOO_BIG);
+                }
+                if status == Status::StreamEnd {
+                    // A block may say that it is the last, and not be (RFC 7692 §7.2.3.4).
+                    inflater.reset(false);
+                } else if message.len() == message.capacity() {
+                    let more = message.len().max(ROOM);
+                    message.reserve_exact(more.min(bytes_max + 1 - message.len()));
+                    continue;
+                }
+                if rest.is_empty() {
+                    break;
+                }
+                if status == Status::BufError {
+                    return Err(Close::BAD_DEFLATE);
+                }
+            }
+        }
+        Ok(message)
+    })
+}
+
+/// More than a message of so many bytes has when it is compressed, however badly (zlib's `deflateBound`, which says what
+/// its worst settings do).
+pub fn compressed_bytes_max(bytes: usize) -> usize {
+    bytes + bytes / 8 + bytes / 64 + 64
+}
+
+fn window_bits(text: &str) -> Option<u8> {
+    let bits = text.parse().ok()?;
+    let written = !text.starts_with(['0', '+']);
+    (written && WINDOW_BITS.contains(&bits)).then_some(bits)
+}
+
+fn unquoted(value: &str) -> &str {
+    let inner = value
+        .strip_prefix('"')
+        .and_then(|value| value.strip_suffix('"'));
+    inner.unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn offers_are_taken_that_can_be() {
+        for (header, taken) in [
+            ("permessage-deflate", Some(Window::Large)),
+            (
+                "permessage-deflate; client_max_window_bits",
+                Some(Window::Large),
+            ),
+            (
+                "permessage-deflate; client_max_window_bits=10",
+                Some(Window::Large),
+            ),
+            (
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+                Some(Window::Large),
+            ),
+            (
+                "permessage-deflate;server_max_window_bits=15",
+                Some(Window::Large),
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=\"10\"",
+                Some(Window::Small),
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=9",
+                Some(Window::Small),
+            ),
+            ("permessage-deflate; server_max_window_bits=8", None),
+            (
+                "permessage-deflate; server_max_window_bits=8, permessage-deflate",
+                Some(Window::Large),
+            ),
+            (
+                "x-webkit-deflate-frame, permessage-deflate",
+                Some(Window::Large),
+            ),
+            ("permessage-deflate; server_max_window_bits", None),
+            ("permessage-deflate; server_max_window_bits=16", None),
+            ("permessage-deflate; server_max_window_bits=09", None),
+            ("permessage-deflate; server_no_context_takeover=1", None),
+            (
+                "permessage-deflate; server_no_context_takeover; server_no_context_takeover",
+                None,
+            ),
+            ("permessage-deflate; mystery", None),
+            ("permessage-bzip2", None),
+            ("", None),
+        ] {
+            assert_eq!(Window::of_offers(header), taken, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_standard_are_read() {
+        // RFC 7692 §7.2.3: once compressed, in two blocks, not compressed, in a block that says it is the last.
+        for message in [
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00][..],
+            &[
+                0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00,
+            ],
+            &[
+                0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00,
+            ],
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
+        ] {
+            assert_eq!(
+                inflate(message, 5).as_deref(),
+                Ok(&b"Hello"[..]),
+                "{message:x?}"
+            );
+            assert_eq!(inflate(message, 4), Err(Close::TOO_BIG), "{message:x?}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_given_up_when_it_is_too_big() {
+        let bomb = Window::Large.compress(&vec![0; 64 << 20]).unwrap();
+        assert!(bomb.len() < 1 << 20);
+        assert_eq!(inflate(&bomb, 64 << 10), Err(Close::TOO_BIG));
+        assert_eq!(
+            inflate(&bomb, 64 << 20).map(|bytes| bytes.len()),
+            Ok(64 << 20)
+        );
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_is_left_as_it_is() {
+        for window in [Window::Large, Window::Small] {
+            assert_eq!(window.compress(b""), None);
+            assert_eq!(window.compress(b"short"), None);
+            let noise: Vec<u8> = (0..100_000u32)
+                .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+                .collect();
+            assert!(
+                window
+                    .compress(&noise)
+                    .is_none_or(|bytes| bytes.len() < noise.len())
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_compressed_comes_out_again(payload: Vec<u8>, times in 1..200_usize, small: bool) {
+            let window = if small { Window::Small } else { Window::Large };
+            let payload = payload.repeat(times);
+            if let Some(compressed) = window.compress(&payload) {
+                prop_assert!(compressed.len() < payload.len());
+                prop_assert_eq!(inflate(&compressed, payload.len()), Ok(payload.clone()));
+                if !payload.is_empty() {
+                    prop_assert_eq!(inflate(&compressed, payload.len() - 1), Err(Close::TOO_BIG));
+                }
+            }
+        }
+
+        #[test]
+        fn anything_may_come(bytes: Vec<u8>, max in 0..10_000_usize) {
+            if let Ok(message) = inflate(&bytes, max) {
+                prop_assert!(message.len() <= max);
+            }
+        }
+    }
+}
