@@ -12,6 +12,7 @@ mod config;
 mod deflate;
 mod examples;
 mod faults;
+mod guarantees;
 mod handshake;
 mod harness;
 mod hooks;
