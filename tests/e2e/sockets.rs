@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
-use unisono_tests::{Client, Node, Opcode, eventually, frame, upgrade_request};
+use unisono_tests::{Client, Node, Opcode, eventually, frame, head, upgrade_request};
 use uuid::Uuid;
 
 // === the greeting and the room ===
@@ -500,6 +500,27 @@ async fn a_raw_echo_room_brings_frames_back() {
     a.expect_frame(Message::text("hello")).await;
     a.send_binary([1, 2, 3]).await;
     a.expect_frame(Message::binary(vec![1, 2, 3])).await;
+}
+
+#[tokio::test]
+async fn what_was_said_before_the_end_is_echoed_before_it() {
+    let node = Node::alone(RULES).await;
+    let said: Vec<Vec<u8>> = (0..20)
+        .map(|n| frame(Opcode::Text, format!("{n}").as_bytes()))
+        .collect();
+    // A reserved opcode; a close.
+    for (end, code) in [
+        (head(0x83, 0), 1002),
+        (frame(Opcode::Close, &4000u16.to_be_bytes()), 4000),
+    ] {
+        let mut wire = node.wire().await;
+        wire.upgrade("/raw-echo").await;
+        wire.send([said.concat(), end].concat()).await;
+        for n in 0..20 {
+            assert_eq!(wire.text().await, n.to_string());
+        }
+        assert_eq!(wire.close().await.0, code);
+    }
 }
 
 #[tokio::test]
