@@ -201,13 +201,16 @@ impl Room {
         // Made for a wire when its first member is met.
         let batches: [OnceCell<Vec<Batch>>; Wire::COUNT] = Default::default();
         let mut handed = self.tally.publishing();
-        let left_out: HashSet<SocketId> = pending
+        // Often nobody, or the sender.
+        let mut left_out: Vec<SocketId> = pending
             .iter()
             .flat_map(|delivery| &delivery.publication().except)
             .copied()
             .collect();
+        left_out.sort_unstable();
+        left_out.dedup();
         for (id, session) in &self.members {
-            if !left_out.is_empty() && left_out.contains(id) {
+            if left_out.binary_search(id).is_ok() {
                 let theirs = pending.iter().filter(|delivery| !delivery.excludes(*id));
                 for batch in put_together(theirs.map(|delivery| delivery.frame(session.wire))) {
                     session.offer(&batch.frames, batch.messages, &mut handed);
