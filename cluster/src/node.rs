@@ -31,6 +31,7 @@ use self::core::Core;
 use self::reader::Reader;
 use self::writer::{Control, Data, Writer};
 use crate::asks::Asks;
+use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::Interest;
 use crate::link::Link;
@@ -569,6 +570,8 @@ impl Node {
                 messages: metrics::counter!("unisono_bus_received_messages_total"),
                 bytes: metrics::counter!("unisono_bus_received_bytes_total"),
             },
+            seen: Rc::default(),
+            warned_at: Rc::default(),
         };
         let writer = Writer {
             bus: Rc::clone(&bus),
@@ -588,6 +591,7 @@ impl Node {
             room_readers: HashMap::new(),
             deferred: HashSet::new(),
             there: there_receiver.clone(),
+            beats: (0, 0),
         };
         let data = Data {
             writer,
@@ -612,6 +616,7 @@ impl Node {
             missed: self.missed,
             link: Link::new(self.config.bus_timeout, now),
             membership: Membership::new(self.config.node_timeout),
+            beats: Beats::new(self.config.heartbeat_interval),
             interest: Interest::new(self.config.room_linger, self.config.call_timeout),
             calls: Calls::new(),
             probes: HashMap::new(),

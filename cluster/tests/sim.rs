@@ -466,6 +466,7 @@ fn garbage_and_forgery_change_nothing() {
         let subjects = Subjects::new(ClusterName::parse("sim").unwrap());
         let forged = proto::Envelope {
             origin: NodeId::new(1),
+            connection: 0,
             body: proto::Body::Publication(to_room("other", "forged")),
         };
         for subject in [

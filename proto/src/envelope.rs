@@ -11,6 +11,8 @@ use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 pub struct Envelope {
     /// Who sent it.
     pub origin: NodeId,
+    /// Over which of its connections to the bus, from 1; zero of a node that does not count.
+    pub connection: u64,
     /// What it says.
     pub body: Body,
 }
@@ -78,6 +80,8 @@ pub struct Heartbeat {
     pub draining: bool,
     /// The number of the latest change of its rooms: see [`Occupancy`].
     pub occupancy: u64,
+    /// Which one on the node's connection, from 1; zero of a node that does not count.
+    pub number: u64,
 }
 
 /// What a socket is sent.

@@ -47,6 +47,7 @@ pub fn encode(envelope: &Envelope) -> Bytes {
     let message = pb::Envelope {
         version: VERSION,
         origin: envelope.origin.as_u64(),
+        connection: envelope.connection,
         body: Some(match &envelope.body {
             Body::Heartbeat(heartbeat) => pb::envelope::Body::Heartbeat(pb::Heartbeat {
                 name: heartbeat.name.clone(),
@@ -56,6 +57,7 @@ pub fn encode(envelope: &Envelope) -> Bytes {
                 rooms: heartbeat.rooms,
                 draining: heartbeat.draining,
                 occupancy: heartbeat.occupancy,
+                number: heartbeat.number,
             }),
             Body::Goodbye => pb::envelope::Body::Goodbye(pb::Goodbye {}),
             Body::Publication(publication) => {
@@ -91,6 +93,7 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
             rooms: heartbeat.rooms,
             draining: heartbeat.draining,
             occupancy: heartbeat.occupancy,
+            number: heartbeat.number,
         }),
         pb::envelope::Body::Goodbye(pb::Goodbye {}) => Body::Goodbye,
         pb::envelope::Body::Publication(publication) => {
@@ -101,7 +104,12 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
         pb::envelope::Body::Missed(pb::Missed { rooms }) => Body::Missed(read_rooms(&rooms)?),
         pb::envelope::Body::Occupancy(occupancy) => Body::Occupancy(read_occupancy(&occupancy)?),
     };
-    Ok(Envelope { origin, body })
+    let connection = message.connection;
+    Ok(Envelope {
+        origin,
+        connection,
+        body,
+    })
 }
 
 // === publications ===
@@ -682,6 +690,7 @@ mod tests {
                     rooms: number,
                     draining,
                     occupancy: 3,
+                    number: 4,
                 })
             }),
             Just(Body::Goodbye),
@@ -696,8 +705,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_envelope_comes_back(node: u64, body in body()) {
-            let envelope = Envelope { origin: NodeId::new(node), body };
+        fn every_envelope_comes_back(node: u64, connection: u64, body in body()) {
+            let envelope = Envelope { origin: NodeId::new(node), connection, body };
             prop_assert_eq!(decode(encode(&envelope)), Ok(envelope));
         }
 
@@ -705,7 +714,8 @@ mod tests {
         fn the_overhead_has_a_bound(node: u64, body in publication()) {
             let Body::Publication(publication) = &body else { unreachable!() };
             let chosen = publication.payload.len() + 20 * publication.except.len() + 200;
-            let bytes = encode(&Envelope { origin: NodeId::new(node), body: body.clone() });
+            let connection = u64::MAX;
+            let bytes = encode(&Envelope { origin: NodeId::new(node), connection, body: body.clone() });
             prop_assert!(bytes.len() <= chosen + OVERHEAD_BYTES);
         }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, What, lock};
+use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
@@ -57,6 +58,7 @@ pub(super) struct Core<B> {
     pub(super) missed: Arc<Mutex<Missed>>,
     pub(super) link: Link,
     pub(super) membership: Membership,
+    pub(super) beats: Beats,
     pub(super) interest: Interest,
     pub(super) calls: Calls,
     /// The probes of the round under way: to the server, or to a peer.
@@ -379,6 +381,12 @@ impl<B: Bus> Core<B> {
                 self.silent.remove(&peer);
                 let name = heartbeat.name.clone();
                 let latest = heartbeat.occupancy;
+                let missed = self.beats.heard(peer, heartbeat.number, now);
+                // Of what was missed before the link was proved, sockets will be told all the same.
+                if missed && self.link.state() == LinkState::Connected && !self.proving_link {
+                    warn!(node = %peer, %name, "something of a node was lost on the way");
+                    self.gap(None, "bus_outage").await;
+                }
                 if self.membership.heard(peer, heartbeat, now) {
                     info!(node = %peer, %name, "node up");
                     self.count_nodes();
@@ -471,6 +479,7 @@ impl<B: Bus> Core<B> {
                 self.payload_max
                     .store(self.bus.payload_max(), Ordering::Relaxed);
                 self.membership.forgive(now);
+                self.beats.restart(now);
                 lock(&self.missed).lose_unsure();
                 self.interest.abandon_round();
                 self.probes.clear();
@@ -559,6 +568,8 @@ impl<B: Bus> Core<B> {
             rooms: load.rooms,
             draining: load.draining,
             occupancy: self.occupancy.version(self.config.node),
+            // It gets one when it is written.
+            number: 0,
         };
         self.urgent(
             self.subjects.heartbeat(),

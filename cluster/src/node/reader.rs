@@ -1,15 +1,20 @@
 //! What comes in.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::{NodeId, wire};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
 use super::{Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
+use crate::connections::Connections;
 use crate::{AskError, Budget, Message, Subject, Subjects};
 
 /// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
@@ -23,7 +28,13 @@ pub(super) struct Reader {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
     pub(super) traffic: Traffic,
+    /// One for all subscriptions, as is the next.
+    pub(super) seen: Rc<RefCell<Connections>>,
+    pub(super) warned_at: Rc<Cell<Option<Instant>>>,
 }
+
+/// How often to say that somebody else uses this node's id.
+const DOUBLE_WARNED_EVERY: Duration = Duration::from_secs(10);
 
 /// What a subscription is for.
 #[derive(Clone, Copy)]
@@ -67,7 +78,7 @@ impl Reader {
             return;
         }
         let responder = self.responder(&message);
-        let Some(Envelope { origin, body }) = self.decode(message) else {
+        let Some(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
         };
         match (body, number, responder) {
@@ -113,10 +124,12 @@ impl Reader {
             Some(Envelope {
                 origin,
                 body: Body::Heartbeat(heartbeat),
+                ..
             }) => self.input(Input::Heartbeat(origin, heartbeat)).await,
             Some(Envelope {
                 origin,
                 body: Body::Goodbye,
+                ..
             }) => self.input(Input::Goodbye(origin)).await,
             Some(_) => self.refuse(&"unexpected among heartbeats"),
             None => {}
@@ -126,7 +139,7 @@ impl Reader {
     async fn on_publication(&self, message: Message) {
         let subject = message.subject.clone();
         let responder = self.responder(&message);
-        let Some(Envelope { origin, body }) = self.decode(message) else {
+        let Some(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
         };
         match body {
@@ -180,6 +193,14 @@ impl Reader {
             // No echo, so it is somebody else who uses this node's id.
             Ok(envelope) if envelope.origin == self.node => {
                 self.refuse(&"a foreign message with this node's id");
+                self.warn_of_a_double();
+                None
+            }
+            Ok(Envelope {
+                origin, connection, ..
+            }) if !self.seen.borrow_mut().is_latest(origin, connection) => {
+                metrics::counter!("unisono_bus_late_total").increment(1);
+                debug!(node = %origin, "bus message dropped: too late");
                 None
             }
             Ok(envelope) => Some(envelope),
@@ -193,6 +214,19 @@ impl Reader {
     fn refuse(&self, why: &dyn std::fmt::Display) {
         metrics::counter!("unisono_bus_refused_total").increment(1);
         debug!(%why, "bus message refused");
+    }
+
+    /// Ids are random, so it is no accident: somebody forges messages, or runs a copy of this process's memory.
+    fn warn_of_a_double(&self) {
+        let now = Instant::now();
+        if self
+            .warned_at
+            .get()
+            .is_none_or(|at| now - at > DOUBLE_WARNED_EVERY)
+        {
+            self.warned_at.set(Some(now));
+            warn!(node = %self.node, "somebody else uses this node's id on the bus");
+        }
     }
 
     async fn input(&self, input: Input) {
