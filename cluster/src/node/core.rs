@@ -375,7 +375,10 @@ impl<B: Bus> Core<B> {
 
     async fn on_input(&mut self, input: Input) {
         let now = Instant::now();
-        self.link.heard(now);
+        if matches!(input, Input::Answer(..) | Input::NoResponders(_)) {
+            // Only what answers this node: one whose words get lost may go on to hear others.
+            self.link.heard(now);
+        }
         match input {
             Input::Heartbeat(peer, heartbeat) => {
                 self.silent.remove(&peer);
