@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::eventually::soon;
 use crate::tls::Tls;
@@ -56,6 +56,17 @@ pub struct Event {
     pub id: Option<Value>,
     /// The frame as it came.
     pub text: String,
+}
+
+/// What a client hears, when it expects nothing in particular.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// An event.
+    Event(Event),
+    /// The server closed, with this code.
+    Closed(u16),
+    /// The connection is gone without a goodbye.
+    Cut,
 }
 
 /// A `unisono:error` that answers a request.
@@ -235,6 +246,29 @@ impl Client {
     }
 
     // --- events
+
+    /// Whatever comes next, however long that takes. May be given up and called again.
+    pub async fn hear(&mut self) -> Heard {
+        if let Some(event) = self.inbox.pop_front() {
+            return Heard::Event(event);
+        }
+        loop {
+            match self.stream.next().await {
+                Some(Ok(Message::Text(text))) => return Heard::Event(Event::parse(&text)),
+                Some(Ok(Message::Close(frame))) => {
+                    return Heard::Closed(frame.map_or(1005, |frame| frame.code.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Heard::Cut,
+            }
+        }
+    }
+
+    /// Sends an event to a server that may be gone.
+    pub async fn try_send(&mut self, event: &str, data: Value) -> Result<(), Error> {
+        let text = json!({"event": event, "data": data}).to_string();
+        self.stream.send(Message::text(text)).await
+    }
 
     /// Sends an event without an id: nothing answers it but a mistake in it.
     pub async fn send(&mut self, event: &str, data: Value) {
