@@ -62,7 +62,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
     /// An event.
-    Event(Event),
+    Event(Box<Event>),
     /// The server closed, with this code.
     Closed(u16),
     /// The connection is gone without a goodbye.
@@ -128,17 +128,37 @@ impl Client {
     pub async fn connect_with(url: &str, headers: &[(&'static str, &str)]) -> Self {
         let mut client = Self::ungreeted_with(url, headers).await;
         let greeting = client.expect("unisono:open").await;
+        client.greeted(greeting);
+        client
+    }
+
+    /// Connects to a server that may not be there, and waits for the greeting.
+    ///
+    /// # Errors
+    /// With what happened in its place.
+    pub async fn try_connect(url: &str) -> Result<Self, String> {
+        let handshake = handshake(url, &[]);
+        let mut client = handshake.await.map_err(|error| error.to_string())?;
+        match client.hear().await {
+            Heard::Event(greeting) if greeting.event == "unisono:open" => {
+                client.greeted(*greeting);
+                Ok(client)
+            }
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn greeted(&mut self, greeting: Event) {
         let string = |name: &str| {
             let value = greeting.data[name].as_str();
             value
                 .unwrap_or_else(|| panic!("no {name} in {}", greeting.text))
                 .to_owned()
         };
-        client.id = string("id");
-        client.room = string("room");
-        client.node = string("node");
-        client.greeting = greeting.data;
-        client
+        self.id = string("id");
+        self.room = string("room");
+        self.node = string("node");
+        self.greeting = greeting.data;
     }
 
     /// Connects to where no greeting is sent.
@@ -151,43 +171,14 @@ impl Client {
     /// # Panics
     /// When the handshake is refused.
     pub async fn ungreeted_with(url: &str, headers: &[(&'static str, &str)]) -> Self {
-        let mut request = url.into_client_request().expect("a valid URL");
-        for (name, value) in headers {
-            request
-                .headers_mut()
-                .insert(*name, value.parse().expect("a valid header"));
-        }
-        let uri = request.uri();
-        let secure = uri.scheme_str() == Some("wss");
-        let address = (
-            uri.host().expect("a host").to_owned(),
-            uri.port_u16().unwrap_or(80),
-        );
-        let handshake = async {
-            let stream: Box<dyn Connection> = if secure {
-                Box::new(Tls::new().connect(address.1).await?)
-            } else {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            };
-            tokio_tungstenite::client_async(request, stream).await
-        };
         let here = Location::caller();
-        let (stream, response) = soon(here, || format!("handshake with {url}"), handshake)
-            .await
-            .unwrap_or_else(|error| panic!("handshake with {url}: {error}"));
-        let subprotocol = response.headers().get("sec-websocket-protocol");
-        Self {
-            id: String::new(),
-            room: String::new(),
-            node: String::new(),
-            greeting: Value::Null,
-            subprotocol: subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into()),
-            stream,
-            inbox: VecDeque::new(),
-            last_id: 0,
-        }
+        soon(
+            here,
+            || format!("handshake with {url}"),
+            handshake(url, headers),
+        )
+        .await
+        .unwrap_or_else(|error| panic!("handshake with {url}: {error}"))
     }
 
     // --- frames
@@ -250,11 +241,11 @@ impl Client {
     /// Whatever comes next, however long that takes. May be given up and called again.
     pub async fn hear(&mut self) -> Heard {
         if let Some(event) = self.inbox.pop_front() {
-            return Heard::Event(event);
+            return Heard::Event(event.into());
         }
         loop {
             match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => return Heard::Event(Event::parse(&text)),
+                Some(Ok(Message::Text(text))) => return Heard::Event(Event::parse(&text).into()),
                 Some(Ok(Message::Close(frame))) => {
                     return Heard::Closed(frame.map_or(1005, |frame| frame.code.into()));
                 }
@@ -266,7 +257,12 @@ impl Client {
 
     /// Sends an event to a server that may be gone.
     pub async fn try_send(&mut self, event: &str, data: Value) -> Result<(), Error> {
-        let text = json!({"event": event, "data": data}).to_string();
+        self.try_send_text(json!({"event": event, "data": data}).to_string())
+            .await
+    }
+
+    /// Sends a text frame to a server that may be gone.
+    pub async fn try_send_text(&mut self, text: String) -> Result<(), Error> {
         self.stream.send(Message::text(text)).await
     }
 
@@ -464,4 +460,38 @@ impl Client {
             }
         }
     }
+}
+
+async fn handshake(url: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+    let mut request = url.into_client_request().expect("a valid URL");
+    for (name, value) in headers {
+        request
+            .headers_mut()
+            .insert(*name, value.parse().expect("a valid header"));
+    }
+    let uri = request.uri();
+    let secure = uri.scheme_str() == Some("wss");
+    let address = (
+        uri.host().expect("a host").to_owned(),
+        uri.port_u16().unwrap_or(80),
+    );
+    let stream: Box<dyn Connection> = if secure {
+        Box::new(Tls::new().connect(address.1).await?)
+    } else {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Box::new(stream)
+    };
+    let (stream, response) = tokio_tungstenite::client_async(request, stream).await?;
+    let subprotocol = response.headers().get("sec-websocket-protocol");
+    Ok(Client {
+        id: String::new(),
+        room: String::new(),
+        node: String::new(),
+        greeting: Value::Null,
+        subprotocol: subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into()),
+        stream,
+        inbox: VecDeque::new(),
+        last_id: 0,
+    })
 }

@@ -110,6 +110,12 @@ impl Ledger {
         &self.wrong
     }
 
+    /// As [`Ledger::wrong`], and forgets it.
+    pub fn take_wrong(&mut self, now: Instant) -> Vec<String> {
+        self.wrong(now);
+        std::mem::take(&mut self.wrong)
+    }
+
     /// Whether something is missing of which nobody has said so yet.
     pub fn waits(&self) -> bool {
         !self.holes.is_empty()

@@ -186,9 +186,9 @@ async fn a_link_that_breaks_again_and_again_loses_nothing_in_silence() {
         let heard = talkers[1].heard().0;
         let link = &links[round % 3];
         if round < 3 {
-            link.cut()
+            link.cut();
         } else {
-            link.reset()
+            link.reset();
         }
         eventually("they go on", async || talkers[1].heard().0 > heard + 200).await;
     }
