@@ -32,30 +32,52 @@ pub enum Body {
     Answer(Answer),
     /// Publications to these rooms may have been lost; to any room, when it is empty.
     Missed(Vec<RoomName>),
-    /// The sender's rooms.
+    /// The sender's rooms and sockets.
     Occupancy(Occupancy),
 }
 
-/// Which rooms have members on a node, of those whose application asks for it.
+/// What a node holds, of that whose end the application wants to be told even by another node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// A member of a room.
+    Member(Seat),
+    /// A socket; the room is that of its URL.
+    Socket(Seat),
+    /// The room has members there.
+    Room(RoomName),
+}
+
+/// A socket in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Seat {
+    /// The socket.
+    pub socket: SocketId,
+    /// The room.
+    pub room: RoomName,
+    /// Whose socket it is.
+    pub user: Option<UserName>,
+}
+
+/// Which rooms have members on a node, and which sockets are there, of those whose application asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupancy {
     /// The number of this change, or of the last one.
     pub version: u64,
     /// What there is.
-    pub rooms: OccupiedRooms,
+    pub told: Told,
 }
 
 /// What an [`Occupancy`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OccupiedRooms {
-    /// One got its first member there.
-    Occupied(RoomName),
-    /// One lost its last.
-    Vacated(RoomName),
-    /// All of them.
+pub enum Told {
+    /// This is there now.
+    Begun(Held),
+    /// It is no more.
+    Ended(Held),
+    /// All that there is.
     Snapshot {
-        /// Or, of many, some.
-        rooms: Vec<RoomName>,
+        /// Or, of much, some.
+        held: Vec<Held>,
         /// Which message of several.
         part: u32,
         /// The next message goes on.

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
-    Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, OccupiedRooms, Payload,
-    Publication, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
-    TailPage, TailQuery, Target, Text, TraceContext,
+    Act, Answer, Audience, Body, Envelope, Heartbeat, Held, Occupancy, Payload, Publication,
+    Request, RoomsPage, RoomsQuery, Seat, SocketInfo, SocketsPage, SocketsQuery, Status, TailPage,
+    TailQuery, Target, Text, Told, TraceContext,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -179,32 +179,72 @@ fn write_occupancy(occupancy: &Occupancy) -> pb::Occupancy {
         version: occupancy.version,
         ..pb::Occupancy::default()
     };
-    match &occupancy.rooms {
-        OccupiedRooms::Occupied(room) => message.occupied.push(room.to_string()),
-        OccupiedRooms::Vacated(room) => message.vacated.push(room.to_string()),
-        OccupiedRooms::Snapshot { rooms, part, more } => {
+    let (held, begun) = match &occupancy.told {
+        Told::Begun(held) => (std::slice::from_ref(held), true),
+        Told::Ended(held) => (std::slice::from_ref(held), false),
+        Told::Snapshot { held, part, more } => {
             message.snapshot = true;
             message.part = *part;
             message.more = *more;
-            message.occupied = write_rooms(rooms);
+            (&held[..], true)
+        }
+    };
+    for held in held {
+        match (held, begun) {
+            (Held::Room(room), true) => message.occupied.push(room.to_string()),
+            (Held::Room(room), false) => message.vacated.push(room.to_string()),
+            (Held::Member(seat), true) => message.joined.push(write_seat(seat)),
+            (Held::Member(seat), false) => message.left.push(write_seat(seat)),
+            (Held::Socket(seat), true) => message.opened.push(write_seat(seat)),
+            (Held::Socket(seat), false) => message.closed.push(write_seat(seat)),
         }
     }
     message
 }
 
 fn read_occupancy(message: &pb::Occupancy) -> Result<Occupancy, WireError> {
-    let rooms = match (&message.occupied[..], &message.vacated[..]) {
-        (rooms, []) if message.snapshot => OccupiedRooms::Snapshot {
-            rooms: read_rooms(rooms)?,
+    let held = |rooms: &[String], members: &[pb::Seat], sockets: &[pb::Seat]| {
+        let rooms = read_rooms(rooms)?.into_iter().map(Held::Room);
+        let members = read_seats(members)?.into_iter().map(Held::Member);
+        let sockets = read_seats(sockets)?.into_iter().map(Held::Socket);
+        Ok(members.chain(sockets).chain(rooms).collect::<Vec<_>>())
+    };
+    let mut begun = held(&message.occupied, &message.joined, &message.opened)?;
+    let mut ended = held(&message.vacated, &message.left, &message.closed)?;
+    let told = if message.snapshot && ended.is_empty() {
+        Told::Snapshot {
+            held: begun,
             part: message.part,
             more: message.more,
-        },
-        ([room], []) => OccupiedRooms::Occupied(read_room(room)?),
-        ([], [room]) => OccupiedRooms::Vacated(read_room(room)?),
-        _ => return Err(WireError::Field("occupancy")),
+        }
+    } else {
+        match (begun.pop(), ended.pop()) {
+            (Some(one), None) if begun.is_empty() => Told::Begun(one),
+            (None, Some(one)) if ended.is_empty() => Told::Ended(one),
+            _ => return Err(WireError::Field("occupancy")),
+        }
     };
     let version = message.version;
-    Ok(Occupancy { version, rooms })
+    Ok(Occupancy { version, told })
+}
+
+fn write_seat(seat: &Seat) -> pb::Seat {
+    pb::Seat {
+        socket: write_id(&seat.socket),
+        room: seat.room.to_string(),
+        user: seat.user.as_ref().map(UserName::to_string),
+    }
+}
+
+fn read_seats(seats: &[pb::Seat]) -> Result<Vec<Seat>, WireError> {
+    let seat = |seat: &pb::Seat| {
+        Ok(Seat {
+            socket: read_id(&seat.socket)?,
+            room: read_room(&seat.room)?,
+            user: read_optional_user(seat.user.as_deref())?,
+        })
+    };
+    seats.iter().map(seat).collect()
 }
 
 // === requests ===
@@ -669,13 +709,35 @@ mod tests {
         .prop_map(Body::Answer)
     }
 
-    fn occupied_rooms() -> impl Strategy<Value = OccupiedRooms> {
-        let rooms = proptest::collection::vec(room(), 0..3);
+    fn held() -> impl Strategy<Value = Held> {
+        let seat = || {
+            (socket(), room()).prop_map(|(socket, room)| Seat {
+                socket,
+                room,
+                user: Some(UserName::parse("alice").unwrap()),
+            })
+        };
         prop_oneof![
-            room().prop_map(OccupiedRooms::Occupied),
-            room().prop_map(OccupiedRooms::Vacated),
-            (rooms, any::<u32>(), any::<bool>())
-                .prop_map(|(rooms, part, more)| OccupiedRooms::Snapshot { rooms, part, more })
+            seat().prop_map(Held::Member),
+            seat().prop_map(Held::Socket),
+            room().prop_map(Held::Room),
+        ]
+    }
+
+    fn told() -> impl Strategy<Value = Told> {
+        let all = proptest::collection::vec(held(), 0..3);
+        prop_oneof![
+            held().prop_map(Told::Begun),
+            held().prop_map(Told::Ended),
+            (all, any::<u32>(), any::<bool>()).prop_map(|(mut held, part, more)| {
+                // Kinds travel apart.
+                held.sort_by_key(|one| match one {
+                    Held::Member(_) => 0,
+                    Held::Socket(_) => 1,
+                    Held::Room(_) => 2,
+                });
+                Told::Snapshot { held, part, more }
+            })
         ]
     }
 
@@ -695,8 +757,8 @@ mod tests {
             }),
             Just(Body::Goodbye),
             proptest::collection::vec(room(), 0..3).prop_map(Body::Missed),
-            (any::<u64>(), occupied_rooms())
-                .prop_map(|(version, rooms)| Body::Occupancy(Occupancy { version, rooms })),
+            (any::<u64>(), told())
+                .prop_map(|(version, told)| Body::Occupancy(Occupancy { version, told })),
             publication(),
             request(),
             answer(),

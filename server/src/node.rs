@@ -9,8 +9,8 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
 use cluster::{Event, Gathered, Permit, Sent};
 use futures_util::stream::unfold;
-use proto::envelope::{Answer, Request};
-use proto::{Audience, Publication, RoomName};
+use proto::envelope::{Answer, Held, Request, Seat};
+use proto::{Audience, Close, Publication, RoomName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api;
@@ -167,7 +167,7 @@ impl Handler<Occupied> for Node {
         if first {
             self.shared.load.rooms.fetch_add(1, Ordering::Relaxed);
             if self.is_watched(&room) {
-                self.shared.cluster.occupy(room.clone(), true);
+                self.shared.cluster.hold(Held::Room(room.clone()), true);
             }
             self.shared.cluster.want(room);
         } else if entry.ready {
@@ -186,7 +186,7 @@ impl Handler<Vacated> for Node {
                 self.rooms.remove(&room);
                 self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
                 if self.is_watched(&room) {
-                    self.shared.cluster.occupy(room.clone(), false);
+                    self.shared.cluster.hold(Held::Room(room.clone()), false);
                 }
                 self.shared.cluster.release(room);
             }
@@ -286,8 +286,13 @@ impl StreamHandler<Event> for Node {
                     drop(place);
                 });
             }
-            Event::Occupied(room) => self.tell_application(&room, Kind::Occupied),
-            Event::Vacated(room) => self.tell_application(&room, Kind::Vacated),
+            Event::Occupied(room) => self.tell_application(&room, None, Kind::Occupied),
+            Event::Vacated(room) => self.tell_application(&room, None, Kind::Vacated),
+            Event::Lost(held) => {
+                let closed = Kind::Closed(&Close::NODE_GONE);
+                self.tell_of_another_node(&held, Kind::Left, closed);
+            }
+            Event::Found(held) => self.tell_of_another_node(&held, Kind::Joined, Kind::Opened),
             Event::RoomReady(room) => {
                 if let Some(entry) = self.rooms.get_mut(&room) {
                     entry.ready = true;
@@ -387,7 +392,17 @@ impl Node {
         });
     }
 
-    fn tell_application(&self, room: &RoomName, kind: Kind) {
+    /// What has become of a member, or of a socket, whose node cannot tell it.
+    fn tell_of_another_node(&self, held: &Held, of_member: Kind, of_socket: Kind) {
+        let (seat, kind) = match held {
+            Held::Member(seat) => (seat, of_member),
+            Held::Socket(seat) => (seat, of_socket),
+            Held::Room(_) => return,
+        };
+        self.tell_application(&seat.room, Some(seat), kind);
+    }
+
+    fn tell_application(&self, room: &RoomName, seat: Option<&Seat>, kind: Kind) {
         let rule = self.shared.config.rules.find(room);
         let wanted = |rule: &Rule| {
             kind.lifecycle()
@@ -399,9 +414,9 @@ impl Node {
         // What cannot be told is counted there.
         let _ = self.shared.events.tell(&events::Event {
             kind,
-            socket: None,
+            socket: seat.map(|seat| seat.socket),
             room,
-            user: None,
+            user: seat.and_then(|seat| seat.user.as_ref()),
         });
     }
 

@@ -5,6 +5,7 @@ mod forgery;
 mod frozen;
 mod partition;
 mod route;
+mod survivors;
 
 use std::time::Duration;
 
