@@ -328,8 +328,9 @@ mod tests {
 
         ledger.hear(&number(20), at(2));
         assert!(!ledger.waits(), "told before the next number came");
-        ledger.hear(&number(22), at(30));
-        ledger.hear(&number(25), at(35));
+        ledger.hear(&number(21), at(20));
+        ledger.hear(&number(23), at(30));
+        ledger.hear(&number(26), at(35));
         assert!(ledger.wrong(at(35)).is_empty(), "not yet");
         assert_eq!(ledger.wrong(at(60)).len(), 2, "{:?}", ledger.wrong);
     }

@@ -16,6 +16,11 @@ const NODES: usize = 3;
 const CLUSTER: &str = "heartbeat_interval = \"200ms\"\nnode_timeout = \"2s\"\nbus_timeout = \"1s\"\n\
     nats_connect_timeout = \"1s\"\nnats_reconnect_delay_max = \"500ms\"\n";
 
+/// Of some rooms the application wants to be told, whatever becomes of a node.
+const RULES: &str = "[[rooms]]\npattern = \"/{any...}\"\n\
+    events = [\"opened\", \"closed\", \"joined\", \"left\", \"occupied\", \"vacated\"]\n\
+    [[rooms]]\npattern = \"{any}\"\n";
+
 /// Soon to be over; the grace is for clients to hear of it.
 const LAME: &str = "lame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"";
 
@@ -86,7 +91,8 @@ impl Faults {
                 .map(|link| format!("nats://127.0.0.1:{}", link.port()));
             let config = Node::config(&format!("node-{nth}"))
                 .nats(urls)
-                .cluster(CLUSTER);
+                .cluster(CLUSTER)
+                .toml(RULES);
             let node = Some(config.clone().start().await);
             nodes.push(Running { config, node });
             links.push(to);
