@@ -6,9 +6,11 @@
 //! all that it asks for.
 
 mod asks;
+mod beats;
 mod budget;
 mod bus;
 mod calls;
+mod connections;
 mod interest;
 mod link;
 mod membership;

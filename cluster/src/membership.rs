@@ -132,6 +132,7 @@ mod tests {
             rooms: 0,
             draining: false,
             occupancy: 0,
+            number: 0,
         }
     }
 

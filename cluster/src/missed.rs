@@ -2,7 +2,8 @@
 //!
 //! NATS does not say what it took. What was written before a question that the server answered has
 //! arrived there; whatever was written later is unsure until the next answer, and lost when the
-//! connection is.
+//! connection is. So is what was written before the question answered last: the server may have been on its way
+//! with it to another server, and be gone with it.
 
 use std::collections::HashSet;
 
@@ -15,6 +16,8 @@ pub(crate) struct Missed {
     unasked: Rooms,
     /// Written before the question that waits for its answer.
     asked: Option<(u64, Rooms)>,
+    /// Written before the question that was answered last, and after the one before.
+    confirmed: Rooms,
 }
 
 /// A set of rooms that becomes "any room" when it grows too large.
@@ -47,13 +50,16 @@ impl Missed {
 
     /// The server answered that question, and so has taken what came before it.
     pub(crate) fn confirm(&mut self, number: u64) {
-        self.asked.take_if(|(asked, _)| *asked <= number);
+        if let Some((_, rooms)) = self.asked.take_if(|(asked, _)| *asked <= number) {
+            self.confirmed = rooms;
+        }
     }
 
     /// The connection is lost.
     pub(crate) fn lose_unsure(&mut self) {
-        let unasked = std::mem::take(&mut self.unasked);
-        self.lost.extend(unasked);
+        for rooms in [&mut self.unasked, &mut self.confirmed] {
+            self.lost.extend(std::mem::take(rooms));
+        }
         if let Some((_, asked)) = self.asked.take() {
             self.lost.extend(asked);
         }
@@ -117,12 +123,16 @@ mod tests {
     #[test]
     fn what_the_server_confirmed_is_not_lost() {
         let mut missed = Missed::default();
+        missed.sent(&to("long before"));
+        missed.ask(4);
+        missed.confirm(4);
         missed.sent(&to("before"));
         missed.ask(5);
         missed.sent(&to("after"));
         missed.confirm(5);
         missed.lose_unsure();
-        assert_eq!(lost(&mut missed), Some(vec!["after".to_owned()]));
+        let names = ["after", "before"].map(str::to_owned).to_vec();
+        assert_eq!(lost(&mut missed), Some(names));
         assert_eq!(lost(&mut missed), None);
     }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::Counter;
-use proto::envelope::{self, Answer, Body, Heartbeat, Publication, Request};
+use proto::envelope::{self, Answer, Body, Heartbeat, Held, Publication, Request};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -31,6 +31,7 @@ use self::core::Core;
 use self::reader::Reader;
 use self::writer::{Control, Data, Writer};
 use crate::asks::Asks;
+use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::Interest;
 use crate::link::Link;
@@ -122,6 +123,10 @@ pub enum Event {
     Occupied(RoomName),
     /// The room has lost its last member in the cluster, and this node is the one that says so.
     Vacated(RoomName),
+    /// A socket, or a member, was on a node that is gone, and this node is the one that says so.
+    Lost(Held),
+    /// That node was not gone, and it is still there.
+    Found(Held),
     /// What is published to the room, anywhere in the cluster, is heard from now on.
     RoomReady(RoomName),
     /// Publications to these rooms, or to any, have been missed, or may have been.
@@ -195,12 +200,13 @@ enum Command {
     Unreadable(oneshot::Sender<Vec<Unreadable>>),
 }
 
-/// At most two messages for each room that gets its first local member or loses its last: bounded by them.
+/// At most two messages for each room that gets its first local member or loses its last, and each socket and member
+/// that is held: bounded by them.
 enum Wanted {
     Want(RoomName),
     Release(RoomName),
-    Occupy(RoomName),
-    Vacate(RoomName),
+    Begin(Held),
+    End(Held),
 }
 
 /// Something to send.
@@ -416,15 +422,12 @@ impl Cluster {
         let _ = self.wishes.send(Wanted::Release(room));
     }
 
-    /// A room of which somebody wants to know when it is occupied in the cluster has, or has no more, members
-    /// on this node. [`Event::Occupied`] or [`Event::Vacated`] follows on one node, where that changes something.
-    pub fn occupy(&self, room: RoomName, occupied: bool) {
-        let wanted = if occupied {
-            Wanted::Occupy
-        } else {
-            Wanted::Vacate
-        };
-        let _ = self.wishes.send(wanted(room));
+    /// Something whose end somebody wants to know of, whatever becomes of this node, begins or ends here. Of a room,
+    /// [`Event::Occupied`] or [`Event::Vacated`] follows on one node, where that changes something in the cluster; of
+    /// the rest, [`Event::Lost`] when this node is gone.
+    pub fn hold(&self, held: Held, begun: bool) {
+        let wanted = if begun { Wanted::Begin } else { Wanted::End };
+        let _ = self.wishes.send(wanted(held));
     }
 
     /// Asks one node and waits for its answer. The permit is for what the request carries. What is asked of one node by one caller arrives in the
@@ -584,6 +587,8 @@ impl Node {
                 messages: metrics::counter!("unisono_bus_received_messages_total"),
                 bytes: metrics::counter!("unisono_bus_received_bytes_total"),
             },
+            seen: Rc::default(),
+            warned_at: Rc::default(),
         };
         let writer = Writer {
             bus: Rc::clone(&bus),
@@ -603,6 +608,7 @@ impl Node {
             room_readers: HashMap::new(),
             deferred: HashSet::new(),
             there: there_receiver.clone(),
+            beats: (0, 0),
         };
         let data = Data {
             writer,
@@ -628,6 +634,7 @@ impl Node {
             link: Link::new(self.config.bus_timeout, now),
             membership: Membership::new(self.config.node_timeout),
             strangers: Strangers::default(),
+            beats: Beats::new(self.config.heartbeat_interval),
             interest: Interest::new(self.config.room_linger, self.config.call_timeout),
             calls: Calls::new(),
             probes: HashMap::new(),
@@ -639,10 +646,14 @@ impl Node {
             occupancy: Occupancy::default(),
             settled_at: None,
             spoken_for: HashSet::new(),
+            deaf: Duration::ZERO,
+            others_spoke: false,
             ticked_at: now,
             left_at: None,
             unsaid: VecDeque::new(),
             retractable: VecDeque::new(),
+            lost: Vec::new(),
+            saying: VecDeque::new(),
             snapshot_wanted: false,
             nodes: metrics::gauge!("unisono_nodes"),
             nodes_unreadable: metrics::gauge!("unisono_nodes_unreadable"),

@@ -1,26 +1,27 @@
-//! Which nodes have members of which rooms, for rooms whose application wants to know when they are occupied in the
-//! cluster and when they are vacated. Pure.
+//! Which nodes have members of which rooms, and which sockets they hold, of those whose application wants to be told
+//! of their end by whoever is left. Pure.
 //!
-//! Every node tells all others of its own rooms, and all of them keep the same table. The one that has been up for
+//! Every node tells all others of what it holds, and all of them keep the same table. The one that has been up for
 //! longest is the one that speaks: it has heard everything, and when it goes, the next has, too. A message may be
 //! lost, so each change has a number, heartbeats tell the latest, and whoever has missed one asks for all.
 
 use std::collections::{HashMap, HashSet};
 
+use proto::envelope::Held;
 use proto::{NodeId, RoomName};
 
 /// The table of one node.
 #[derive(Debug, Default)]
 pub(crate) struct Occupancy {
-    nodes: HashMap<NodeId, Rooms>,
+    nodes: HashMap<NodeId, Holding>,
     /// By how many nodes each room is occupied; never zero.
     rooms: HashMap<RoomName, usize>,
 }
 
-/// The rooms of one node.
+/// What one node holds.
 #[derive(Debug, Default)]
-struct Rooms {
-    rooms: HashSet<RoomName>,
+struct Holding {
+    held: HashSet<Held>,
     /// The number of the last change up to which nothing is missing.
     version: u64,
     /// That number when a heartbeat told of a later one: the change may be on its way.
@@ -33,10 +34,10 @@ struct Rooms {
 struct Part {
     version: u64,
     next: u32,
-    rooms: HashSet<RoomName>,
+    held: HashSet<Held>,
 }
 
-/// A message with all rooms of a node, or some of them.
+/// A message with all that a node holds, or some of it.
 pub(crate) struct Snapshot {
     /// The number of the last change that is in it.
     pub(crate) version: u64,
@@ -44,40 +45,40 @@ pub(crate) struct Snapshot {
     pub(crate) part: u32,
     /// Whether there is another.
     pub(crate) more: bool,
-    /// The rooms.
-    pub(crate) rooms: Vec<RoomName>,
+    /// What the node holds.
+    pub(crate) held: Vec<Held>,
 }
 
-/// What a room of the cluster has become.
+/// What became of something in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    Occupied(RoomName),
-    Vacated(RoomName),
+    Begun(Held),
+    Ended(Held),
 }
 
 impl Turn {
-    pub(crate) fn room(&self) -> &RoomName {
+    pub(crate) fn held(&self) -> &Held {
         match self {
-            Self::Occupied(room) | Self::Vacated(room) => room,
+            Self::Begun(held) | Self::Ended(held) => held,
         }
+    }
+
+    /// Whether it is about a socket. Of those its own node tells, for as long as it is there.
+    pub(crate) fn is_of_a_socket(&self) -> bool {
+        !matches!(self.held(), Held::Room(_))
     }
 }
 
 impl Occupancy {
     /// The number of the latest change of a node that is known with all before it.
     pub(crate) fn version(&self, node: NodeId) -> u64 {
-        self.nodes.get(&node).map_or(0, |rooms| rooms.version)
+        self.nodes.get(&node).map_or(0, |holding| holding.version)
     }
 
     /// A change of this node's own, with its number.
-    pub(crate) fn change(
-        &mut self,
-        node: NodeId,
-        room: &RoomName,
-        occupied: bool,
-    ) -> (u64, Option<Turn>) {
+    pub(crate) fn change(&mut self, node: NodeId, held: Held, begun: bool) -> (u64, Option<Turn>) {
         let version = self.version(node) + 1;
-        (version, self.changed(node, version, room, occupied))
+        (version, self.changed(node, version, held, begun))
     }
 
     /// A node tells of a change.
@@ -85,49 +86,49 @@ impl Occupancy {
         &mut self,
         node: NodeId,
         version: u64,
-        room: &RoomName,
-        occupied: bool,
+        held: Held,
+        begun: bool,
     ) -> Option<Turn> {
-        let rooms = self.nodes.entry(node).or_default();
-        if version <= rooms.version {
+        let holding = self.nodes.entry(node).or_default();
+        if version <= holding.version {
             return None;
         }
-        if version == rooms.version + 1 {
-            rooms.version = version;
+        if version == holding.version + 1 {
+            holding.version = version;
         }
-        match occupied {
-            true => self.occupy(node, room),
-            false => self.vacate(node, room),
+        match begun {
+            true => self.begin(node, held),
+            false => self.end(node, held),
         }
     }
 
-    /// A node tells the number of its latest change. Says whether to ask it for all of its rooms.
+    /// A node tells the number of its latest change. Says whether to ask it for all that it holds.
     pub(crate) fn heard(&mut self, node: NodeId, latest: u64) -> bool {
         if latest == self.version(node) {
-            if let Some(rooms) = self.nodes.get_mut(&node) {
-                rooms.suspected_at = None;
+            if let Some(holding) = self.nodes.get_mut(&node) {
+                holding.suspected_at = None;
             }
             return false;
         }
-        let rooms = self.nodes.entry(node).or_default();
-        rooms.suspected_at.replace(rooms.version) == Some(rooms.version)
+        let holding = self.nodes.entry(node).or_default();
+        holding.suspected_at.replace(holding.version) == Some(holding.version)
     }
 
-    /// A node tells all of its rooms, in one message or several.
+    /// A node tells all that it holds, in one message or several.
     pub(crate) fn snapshot(&mut self, node: NodeId, snapshot: Snapshot) -> Vec<Turn> {
         let Snapshot {
             version,
             part: nth,
             more,
-            rooms: some,
+            held: some,
         } = snapshot;
-        let rooms = self.nodes.entry(node).or_default();
+        let holding = self.nodes.entry(node).or_default();
         let fresh = || Part {
             version,
             next: 0,
-            rooms: HashSet::new(),
+            held: HashSet::new(),
         };
-        let mut part = match rooms.part.take() {
+        let mut part = match holding.part.take() {
             Some(part) if part.version == version && nth > 0 => part,
             _ => fresh(),
         };
@@ -136,61 +137,70 @@ impl Occupancy {
             return Vec::new();
         }
         part.next += 1;
-        part.rooms.extend(some);
+        part.held.extend(some);
         if more {
-            rooms.part = Some(part);
+            holding.part = Some(part);
             return Vec::new();
         }
-        rooms.version = version;
-        let now = part.rooms;
-        let before = rooms.rooms.clone();
-        let vacated = before.difference(&now);
-        let mut turns: Vec<_> = vacated.filter_map(|room| self.vacate(node, room)).collect();
-        let occupied = now.difference(&before);
-        turns.extend(occupied.filter_map(|room| self.occupy(node, room)));
+        holding.version = version;
+        let now = part.held;
+        let before = holding.held.clone();
+        let ended = before.difference(&now).cloned();
+        let mut turns: Vec<_> = ended.filter_map(|held| self.end(node, held)).collect();
+        let begun = now.difference(&before).cloned();
+        turns.extend(begun.filter_map(|held| self.begin(node, held)));
         turns
     }
 
-    /// A node is gone, with all its members.
+    /// A node is gone, with all that it held. Of one socket, what it was a member of ends first.
     pub(crate) fn forget(&mut self, node: NodeId) -> Vec<Turn> {
-        let rooms = self.nodes.get(&node).map(|rooms| rooms.rooms.clone());
-        let rooms = rooms.unwrap_or_default();
-        let turns = rooms
-            .iter()
-            .filter_map(|room| self.vacate(node, room))
-            .collect();
+        let mut held = self.held(node);
+        held.sort_by_key(|held| match held {
+            Held::Member(_) => 0,
+            Held::Socket(_) => 1,
+            Held::Room(_) => 2,
+        });
+        let turns = held.into_iter().filter_map(|held| self.end(node, held));
+        let turns = turns.collect();
         self.nodes.remove(&node);
         turns
     }
 
-    /// The rooms of a node.
-    pub(crate) fn rooms(&self, node: NodeId) -> Vec<RoomName> {
-        let rooms = self.nodes.get(&node);
-        rooms.map_or_else(Vec::new, |rooms| rooms.rooms.iter().cloned().collect())
+    /// What a node holds.
+    pub(crate) fn held(&self, node: NodeId) -> Vec<Held> {
+        let holding = self.nodes.get(&node);
+        holding.map_or_else(Vec::new, |holding| holding.held.iter().cloned().collect())
     }
 
-    fn occupy(&mut self, node: NodeId, room: &RoomName) -> Option<Turn> {
-        let rooms = self.nodes.get_mut(&node)?;
-        if !rooms.rooms.insert(room.clone()) {
+    fn begin(&mut self, node: NodeId, held: Held) -> Option<Turn> {
+        let holding = self.nodes.get_mut(&node)?;
+        if !holding.held.insert(held.clone()) {
             return None;
         }
-        let count = self.rooms.entry(room.clone()).or_default();
-        *count += 1;
-        (*count == 1).then(|| Turn::Occupied(room.clone()))
+        if let Held::Room(room) = &held {
+            let count = self.rooms.entry(room.clone()).or_default();
+            *count += 1;
+            if *count > 1 {
+                return None;
+            }
+        }
+        Some(Turn::Begun(held))
     }
 
-    fn vacate(&mut self, node: NodeId, room: &RoomName) -> Option<Turn> {
-        let rooms = self.nodes.get_mut(&node)?;
-        if !rooms.rooms.remove(room) {
+    fn end(&mut self, node: NodeId, held: Held) -> Option<Turn> {
+        let holding = self.nodes.get_mut(&node)?;
+        if !holding.held.remove(&held) {
             return None;
         }
-        let count = self.rooms.get_mut(room)?;
-        *count -= 1;
-        if *count > 0 {
-            return None;
+        if let Held::Room(room) = &held {
+            let count = self.rooms.get_mut(room)?;
+            *count -= 1;
+            if *count > 0 {
+                return None;
+            }
+            self.rooms.remove(room);
         }
-        self.rooms.remove(room);
-        Some(Turn::Vacated(room.clone()))
+        Some(Turn::Ended(held))
     }
 }
 
@@ -198,8 +208,8 @@ impl Occupancy {
 mod tests {
     use super::*;
 
-    fn room(name: &str) -> RoomName {
-        RoomName::parse(name).unwrap()
+    fn room(name: &str) -> Held {
+        Held::Room(RoomName::parse(name).unwrap())
     }
 
     fn snapshot(version: u64, part: u32, more: bool, names: &[&str]) -> Snapshot {
@@ -207,7 +217,7 @@ mod tests {
             version,
             part,
             more,
-            rooms: names.iter().map(|name| room(name)).collect(),
+            held: names.iter().map(|name| room(name)).collect(),
         }
     }
 
@@ -217,16 +227,16 @@ mod tests {
         let mut table = Occupancy::default();
         let x = room("x");
         assert_eq!(
-            table.change(a, &x, true),
-            (1, Some(Turn::Occupied(x.clone())))
+            table.change(a, x.clone(), true),
+            (1, Some(Turn::Begun(x.clone())))
         );
-        assert_eq!(table.changed(b, 1, &x, true), None);
-        assert_eq!(table.change(a, &x, false), (2, None));
+        assert_eq!(table.changed(b, 1, x.clone(), true), None);
+        assert_eq!(table.change(a, x.clone(), false), (2, None));
         assert_eq!(
-            table.changed(b, 2, &x, false),
-            Some(Turn::Vacated(x.clone()))
+            table.changed(b, 2, x.clone(), false),
+            Some(Turn::Ended(x.clone()))
         );
-        assert_eq!(table.changed(b, 1, &x, true), None, "old");
+        assert_eq!(table.changed(b, 1, x, true), None, "old");
         assert!(table.rooms.is_empty());
     }
 
@@ -234,21 +244,21 @@ mod tests {
     fn a_snapshot_is_a_difference() {
         let (a, b) = (NodeId::new(1), NodeId::new(2));
         let mut table = Occupancy::default();
-        table.changed(a, 1, &room("old"), true);
-        table.changed(a, 2, &room("stays"), true);
-        table.changed(b, 1, &room("shared"), true);
+        table.changed(a, 1, room("old"), true);
+        table.changed(a, 2, room("stays"), true);
+        table.changed(b, 1, room("shared"), true);
         assert_eq!(table.snapshot(a, snapshot(9, 0, true, &["stays"])), []);
         let turns = table.snapshot(a, snapshot(9, 1, false, &["shared", "new"]));
-        let expected = [Turn::Vacated(room("old")), Turn::Occupied(room("new"))];
+        let expected = [Turn::Ended(room("old")), Turn::Begun(room("new"))];
         assert_eq!(turns, expected);
         assert_eq!(table.version(a), 9);
         let mut turns = table.forget(a);
         turns.sort_by_key(|turn| format!("{turn:?}"));
         assert_eq!(
             turns,
-            [Turn::Vacated(room("new")), Turn::Vacated(room("stays"))]
+            [Turn::Ended(room("new")), Turn::Ended(room("stays"))]
         );
-        assert_eq!(table.rooms(b), [room("shared")]);
+        assert_eq!(table.held(b), [room("shared")]);
     }
 
     #[test]
@@ -265,14 +275,46 @@ mod tests {
     }
 
     #[test]
+    fn of_a_node_that_is_gone_members_end_before_their_sockets() {
+        use proto::SocketId;
+        use proto::envelope::Seat;
+        let a = NodeId::new(1);
+        let seat = |number, name| Seat {
+            socket: SocketId::new(a, 0, number),
+            room: RoomName::parse(name).unwrap(),
+            user: None,
+        };
+        let (one, two) = (seat(1, "x"), seat(2, "x"));
+        let mut table = Occupancy::default();
+        let all = [
+            Held::Room(RoomName::parse("x").unwrap()),
+            Held::Socket(one.clone()),
+            Held::Member(one.clone()),
+            Held::Member(two.clone()),
+            Held::Member(seat(1, "y")),
+        ];
+        for held in &all {
+            let (_, turn) = table.change(a, held.clone(), true);
+            assert_eq!(turn, Some(Turn::Begun(held.clone())));
+        }
+        let (_, turn) = table.change(a, Held::Member(two), false);
+        assert!(turn.is_some_and(|turn| turn.is_of_a_socket()));
+        let turns = table.forget(a);
+        assert_eq!(turns.len(), 4);
+        assert_eq!(turns[2], Turn::Ended(Held::Socket(one)));
+        assert!(!turns[3].is_of_a_socket());
+        assert_eq!(table.held(a), []);
+    }
+
+    #[test]
     fn what_was_missed_is_asked_for() {
         let a = NodeId::new(1);
         let mut table = Occupancy::default();
         assert!(!table.heard(a, 0), "it has none");
         assert!(!table.heard(a, 1), "it may be on its way");
-        table.changed(a, 1, &room("x"), true);
+        table.changed(a, 1, room("x"), true);
         assert!(!table.heard(a, 1));
-        table.changed(a, 3, &room("z"), true);
+        table.changed(a, 3, room("z"), true);
         assert!(!table.heard(a, 3));
         assert!(table.heard(a, 3), "the second is missing");
         table.snapshot(a, snapshot(3, 0, false, &["x", "z"]));

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::envelope::{Act, Answer, Request, Status, Target};
+use proto::envelope::{Act, Answer, Held, Request, Seat, Status, Target};
 use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
@@ -36,7 +36,8 @@ struct Seen {
     delivered: Vec<(NodeId, Option<RoomName>, String)>,
     ready: Vec<RoomName>,
     gaps: Vec<(Option<Vec<RoomName>>, &'static str)>,
-    /// Rooms that became occupied (`+x`) or vacated (`-x`) in the cluster.
+    /// Rooms that became occupied (`+x`) or vacated (`-x`) in the cluster; sockets (`socket x`) and members
+    /// (`member x`) that were lost with their node, or found again.
     turns: Vec<String>,
 }
 
@@ -166,9 +167,27 @@ impl Seen {
             }
             Event::Occupied(room) => self.turns.push(format!("+{room}")),
             Event::Vacated(room) => self.turns.push(format!("-{room}")),
+            Event::Found(held) => self.turns.push(format!("+{}", word(&held))),
+            Event::Lost(held) => self.turns.push(format!("-{}", word(&held))),
             Event::RoomReady(room) => self.ready.push(room),
             Event::Gap { rooms, reason } => self.gaps.push((rooms, reason)),
         }
+    }
+}
+
+fn word(held: &Held) -> String {
+    match held {
+        Held::Member(seat) => format!("member {}", seat.room),
+        Held::Socket(seat) => format!("socket {}", seat.room),
+        Held::Room(room) => room.to_string(),
+    }
+}
+
+fn seat(node: u64, name: &str) -> Seat {
+    Seat {
+        socket: SocketId::new(NodeId::new(node), 0, 1),
+        room: room(name),
+        user: None,
     }
 }
 
@@ -297,21 +316,21 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
             turns.collect::<Vec<_>>().concat()
         };
         for nth in [1, 2] {
-            sim.cluster(nth).occupy(room("x"), true);
+            sim.cluster(nth).hold(Held::Room(room("x")), true);
         }
         // Nobody speaks before it has had the time to hear of others.
         sleep(4 * A_WHILE).await;
         assert_eq!(turns(&sim), ["+x"]);
-        sim.cluster(1).occupy(room("x"), false);
+        sim.cluster(1).hold(Held::Room(room("x")), false);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim), [""; 0], "the other node has members");
-        sim.cluster(2).occupy(room("x"), false);
+        sim.cluster(2).hold(Held::Room(room("x")), false);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim), ["-x"]);
 
         // A newcomer learns what there is and says nothing of it.
-        sim.cluster(0).occupy(room("a"), true);
-        sim.cluster(2).occupy(room("b"), true);
+        sim.cluster(0).hold(Held::Room(room("a")), true);
+        sim.cluster(2).hold(Held::Room(room("b")), true);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim).len(), 2);
         sim.add(9);
@@ -322,17 +341,17 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
         sim.kill(0);
         sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
         assert_eq!(turns(&sim), ["-a"]);
-        sim.cluster(3).occupy(room("b"), true);
+        sim.cluster(3).hold(Held::Room(room("b")), true);
         sleep(A_WHILE).await;
-        sim.cluster(2).occupy(room("b"), false);
+        sim.cluster(2).hold(Held::Room(room("b")), false);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim), [""; 0]);
 
         // What changed while the bus was away is told when it is back.
         sim.hub.cut(3);
         sleep(Duration::from_secs(4)).await;
-        sim.cluster(3).occupy(room("c"), true);
-        sim.cluster(3).occupy(room("b"), false);
+        sim.cluster(3).hold(Held::Room(room("c")), true);
+        sim.cluster(3).hold(Held::Room(room("b")), false);
         sleep(A_WHILE).await;
         sim.hub.heal(3);
         sleep(6 * A_WHILE).await;
@@ -343,7 +362,7 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
         // So is what the node that speaks has missed, though others did not notice that it was away.
         sim.hub.cut(1);
         sleep(Duration::from_millis(1_300)).await;
-        sim.cluster(3).occupy(room("c"), false);
+        sim.cluster(3).hold(Held::Room(room("c")), false);
         sleep(Duration::from_millis(100)).await;
         sim.hub.heal(1);
         sleep(10 * A_WHILE).await;
@@ -351,12 +370,12 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
 
         // What happens while nobody knows yet that the node which speaks is dead is said when they do; and when
         // it was not, what was said of its rooms is taken back.
-        sim.cluster(1).occupy(room("d"), true);
+        sim.cluster(1).hold(Held::Room(room("d")), true);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim), ["+d"]);
         sim.hub.cut(1);
         sleep(2 * A_WHILE).await;
-        sim.cluster(2).occupy(room("e"), true);
+        sim.cluster(2).hold(Held::Room(room("e")), true);
         sleep(A_WHILE).await;
         assert_eq!(turns(&sim), [""; 0]);
         sleep(NODE_TIMEOUT).await;
@@ -368,6 +387,113 @@ fn one_node_says_that_a_room_is_occupied_or_vacated() {
         let mut changed = turns(&sim);
         changed.sort();
         assert_eq!(changed, ["+d"], "and the other hears of e");
+    });
+}
+
+/// What all nodes together have said since the last call, in alphabetical order.
+fn turns(sim: &Sim) -> Vec<String> {
+    let nodes = 0..sim.nodes.len();
+    let turns = nodes.map(|nth| sim.seen(nth, |seen| std::mem::take(&mut seen.turns)));
+    let mut turns = turns.collect::<Vec<_>>().concat();
+    turns.sort();
+    turns
+}
+
+#[test]
+fn what_becomes_of_rooms_while_nobody_has_a_bus_is_said_after_it() {
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        sim.cluster(2).hold(Held::Room(room("a")), true);
+        sim.cluster(1).hold(Held::Room(room("b")), true);
+        sim.cluster(1).hold(Held::Member(seat(1, "b")), true);
+        sleep(4 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["+a", "+b"]);
+        for nth in 0..3 {
+            sim.hub.cut(nth);
+        }
+        sleep(2 * NODE_TIMEOUT).await;
+        sim.cluster(2).hold(Held::Room(room("a")), false);
+        sim.cluster(2).hold(Held::Room(room("c")), true);
+        sim.kill(1);
+        sleep(A_WHILE).await;
+        for nth in [0, 2] {
+            sim.hub.heal(nth);
+        }
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim), ["+c", "-a", "-b", "-member b"]);
+    });
+}
+
+#[test]
+fn a_survivor_says_that_the_sockets_of_a_dead_node_are_lost() {
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        for nth in 0..3 {
+            sim.cluster(nth as usize)
+                .hold(Held::Socket(seat(nth, "/")), true);
+            sim.cluster(nth as usize)
+                .hold(Held::Member(seat(nth, "x")), true);
+        }
+        sim.cluster(2).hold(Held::Member(seat(2, "y")), true);
+        sim.cluster(2).hold(Held::Member(seat(2, "x")), false);
+        sleep(3 * A_WHILE).await;
+        assert_eq!(turns(&sim), [""; 0], "of its own sockets each node tells");
+
+        // One that has only lost its connection, and is missed, is back before anything is said.
+        sim.hub.cut(2);
+        let gone = sim.cluster(0).call(NodeId::new(2), emit(2), None).await;
+        assert!(gone.is_err());
+        sleep(NODE_TIMEOUT / 2).await;
+        sim.hub.heal(2);
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim), [""; 0]);
+
+        // One that is away for longer is taken for dead, and what was said is taken back; once, by one.
+        sim.hub.cut(2);
+        sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["-member y", "-socket /"]);
+        sim.cluster(2).hold(Held::Member(seat(2, "y")), false);
+        sim.hub.heal(2);
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(
+            turns(&sim),
+            ["+socket /"],
+            "but for what has ended meanwhile"
+        );
+
+        // The one that speaks dies: the next one does.
+        sim.kill(0);
+        sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["-member x", "-socket /"]);
+        // Whoever says goodbye has told of its sockets itself.
+        sim.cluster(1).leave().await;
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim), [""; 0]);
+    });
+}
+
+/// So many that they are not said all at once, and one that comes up later knows of them, too.
+#[test]
+fn all_sockets_of_a_large_node_are_said_to_be_lost_once() {
+    story(async || {
+        let mut sim = Sim::start(2).await;
+        let socket = |number| {
+            let socket = SocketId::new(NodeId::new(1), 0, number);
+            Held::Socket(Seat {
+                socket,
+                ..seat(1, "/")
+            })
+        };
+        for number in 0..3_000 {
+            sim.cluster(1).hold(socket(number), true);
+        }
+        sleep(5 * NODE_TIMEOUT).await;
+        sim.add(2);
+        sleep(5 * NODE_TIMEOUT).await;
+        sim.kill(0);
+        sim.kill(1);
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim).len(), 3_000);
     });
 }
 
@@ -466,6 +592,7 @@ fn garbage_and_forgery_change_nothing() {
         let subjects = Subjects::new(ClusterName::parse("sim").unwrap());
         let forged = proto::Envelope {
             origin: NodeId::new(1),
+            connection: 0,
             body: proto::Body::Publication(to_room("other", "forged")),
         };
         for subject in [

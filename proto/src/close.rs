@@ -31,6 +31,9 @@ impl Close {
     /// The connection was gone without a word (RFC 6455 §7.1.5); never sent.
     pub const GONE: Self = Self::new(1006, "the connection is gone");
 
+    /// The node of the socket is gone without a word, and with it the connection; said by another, never sent.
+    pub const NODE_GONE: Self = Self::new(1006, "the node is gone");
+
     /// The client asked for it, or nothing is left to say.
     pub const NORMAL: Self = Self::new(1000, "normal");
     /// The peer broke the protocol.

@@ -11,6 +11,8 @@ use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 pub struct Envelope {
     /// Who sent it.
     pub origin: NodeId,
+    /// Over which of its connections to the bus, from 1; zero of a node that does not count.
+    pub connection: u64,
     /// What it says.
     pub body: Body,
 }
@@ -30,7 +32,7 @@ pub enum Body {
     Answer(Answer),
     /// Publications to these rooms may have been lost; to any room, when it is empty.
     Missed(Vec<RoomName>),
-    /// The sender's rooms.
+    /// The sender's rooms and sockets.
     Occupancy(Occupancy),
     /// A publication whose payload this version cannot read: its sockets miss it.
     Unreadable(Audience),
@@ -38,26 +40,48 @@ pub enum Body {
     Unknown,
 }
 
-/// Which rooms have members on a node, of those whose application asks for it.
+/// What a node holds, of that whose end the application wants to be told even by another node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// A member of a room.
+    Member(Seat),
+    /// A socket; the room is that of its URL.
+    Socket(Seat),
+    /// The room has members there.
+    Room(RoomName),
+}
+
+/// A socket in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Seat {
+    /// The socket.
+    pub socket: SocketId,
+    /// The room.
+    pub room: RoomName,
+    /// Whose socket it is.
+    pub user: Option<UserName>,
+}
+
+/// Which rooms have members on a node, and which sockets are there, of those whose application asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupancy {
     /// The number of this change, or of the last one.
     pub version: u64,
     /// What there is.
-    pub rooms: OccupiedRooms,
+    pub told: Told,
 }
 
 /// What an [`Occupancy`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OccupiedRooms {
-    /// One got its first member there.
-    Occupied(RoomName),
-    /// One lost its last.
-    Vacated(RoomName),
-    /// All of them.
+pub enum Told {
+    /// This is there now.
+    Begun(Held),
+    /// It is no more.
+    Ended(Held),
+    /// All that there is.
     Snapshot {
-        /// Or, of many, some.
-        rooms: Vec<RoomName>,
+        /// Or, of much, some.
+        held: Vec<Held>,
         /// Which message of several.
         part: u32,
         /// The next message goes on.
@@ -82,6 +106,8 @@ pub struct Heartbeat {
     pub draining: bool,
     /// The number of the latest change of its rooms: see [`Occupancy`].
     pub occupancy: u64,
+    /// Which one on the node's connection, from 1; zero of a node that does not count.
+    pub number: u64,
 }
 
 /// What a socket is sent.

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::envelope::{
-    Act, Answer, Audience, Body, Envelope, Heartbeat, Occupancy, OccupiedRooms, Payload,
-    Publication, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, SocketsQuery, Status,
-    TailPage, TailQuery, Target, Text, TraceContext,
+    Act, Answer, Audience, Body, Envelope, Heartbeat, Held, Occupancy, Payload, Publication,
+    Request, RoomsPage, RoomsQuery, Seat, SocketInfo, SocketsPage, SocketsQuery, Status, TailPage,
+    TailQuery, Target, Text, Told, TraceContext,
 };
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
@@ -63,6 +63,7 @@ fn write_envelope(envelope: &Envelope) -> pb::Envelope {
     pb::Envelope {
         version: VERSION,
         origin: envelope.origin.as_u64(),
+        connection: envelope.connection,
         body: Some(match &envelope.body {
             Body::Heartbeat(heartbeat) => pb::envelope::Body::Heartbeat(pb::Heartbeat {
                 name: heartbeat.name.clone(),
@@ -72,6 +73,7 @@ fn write_envelope(envelope: &Envelope) -> pb::Envelope {
                 rooms: heartbeat.rooms,
                 draining: heartbeat.draining,
                 occupancy: heartbeat.occupancy,
+                number: heartbeat.number,
             }),
             Body::Goodbye => pb::envelope::Body::Goodbye(pb::Goodbye {}),
             Body::Publication(publication) => {
@@ -87,16 +89,17 @@ fn write_envelope(envelope: &Envelope) -> pb::Envelope {
                 room: write_audience(audience),
                 ..pb::Publication::default()
             }),
-            Body::Unknown => return unknown(envelope.origin),
+            Body::Unknown => return unknown(envelope.origin, envelope.connection),
         }),
     }
 }
 
 /// What is left of an envelope with a body that is not known.
-fn unknown(origin: NodeId) -> pb::Envelope {
+fn unknown(origin: NodeId, connection: u64) -> pb::Envelope {
     pb::Envelope {
         version: VERSION,
         origin: origin.as_u64(),
+        connection,
         body: None,
     }
 }
@@ -112,9 +115,13 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
     if origin.as_u64() != message.origin {
         return Err(WireError::Field("origin"));
     }
+    let connection = message.connection;
     let Some(body) = message.body else {
-        let body = Body::Unknown;
-        return Ok(Envelope { origin, body });
+        return Ok(Envelope {
+            origin,
+            connection,
+            body: Body::Unknown,
+        });
     };
     let body = match body {
         pb::envelope::Body::Heartbeat(heartbeat) => Body::Heartbeat(Heartbeat {
@@ -125,6 +132,7 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
             rooms: heartbeat.rooms,
             draining: heartbeat.draining,
             occupancy: heartbeat.occupancy,
+            number: heartbeat.number,
         }),
         pb::envelope::Body::Goodbye(pb::Goodbye {}) => Body::Goodbye,
         pb::envelope::Body::Publication(publication) if !has_kind(&publication) => {
@@ -141,7 +149,11 @@ pub fn decode(bytes: Bytes) -> Result<Envelope, WireError> {
         pb::envelope::Body::Missed(pb::Missed { rooms }) => Body::Missed(read_rooms(&rooms)?),
         pb::envelope::Body::Occupancy(occupancy) => Body::Occupancy(read_occupancy(&occupancy)?),
     };
-    Ok(Envelope { origin, body })
+    Ok(Envelope {
+        origin,
+        connection,
+        body,
+    })
 }
 
 // === publications ===
@@ -224,32 +236,72 @@ fn write_occupancy(occupancy: &Occupancy) -> pb::Occupancy {
         version: occupancy.version,
         ..pb::Occupancy::default()
     };
-    match &occupancy.rooms {
-        OccupiedRooms::Occupied(room) => message.occupied.push(room.to_string()),
-        OccupiedRooms::Vacated(room) => message.vacated.push(room.to_string()),
-        OccupiedRooms::Snapshot { rooms, part, more } => {
+    let (held, begun) = match &occupancy.told {
+        Told::Begun(held) => (std::slice::from_ref(held), true),
+        Told::Ended(held) => (std::slice::from_ref(held), false),
+        Told::Snapshot { held, part, more } => {
             message.snapshot = true;
             message.part = *part;
             message.more = *more;
-            message.occupied = write_rooms(rooms);
+            (&held[..], true)
+        }
+    };
+    for held in held {
+        match (held, begun) {
+            (Held::Room(room), true) => message.occupied.push(room.to_string()),
+            (Held::Room(room), false) => message.vacated.push(room.to_string()),
+            (Held::Member(seat), true) => message.joined.push(write_seat(seat)),
+            (Held::Member(seat), false) => message.left.push(write_seat(seat)),
+            (Held::Socket(seat), true) => message.opened.push(write_seat(seat)),
+            (Held::Socket(seat), false) => message.closed.push(write_seat(seat)),
         }
     }
     message
 }
 
 fn read_occupancy(message: &pb::Occupancy) -> Result<Occupancy, WireError> {
-    let rooms = match (&message.occupied[..], &message.vacated[..]) {
-        (rooms, []) if message.snapshot => OccupiedRooms::Snapshot {
-            rooms: read_rooms(rooms)?,
+    let held = |rooms: &[String], members: &[pb::Seat], sockets: &[pb::Seat]| {
+        let rooms = read_rooms(rooms)?.into_iter().map(Held::Room);
+        let members = read_seats(members)?.into_iter().map(Held::Member);
+        let sockets = read_seats(sockets)?.into_iter().map(Held::Socket);
+        Ok(members.chain(sockets).chain(rooms).collect::<Vec<_>>())
+    };
+    let mut begun = held(&message.occupied, &message.joined, &message.opened)?;
+    let mut ended = held(&message.vacated, &message.left, &message.closed)?;
+    let told = if message.snapshot && ended.is_empty() {
+        Told::Snapshot {
+            held: begun,
             part: message.part,
             more: message.more,
-        },
-        ([room], []) => OccupiedRooms::Occupied(read_room(room)?),
-        ([], [room]) => OccupiedRooms::Vacated(read_room(room)?),
-        _ => return Err(WireError::Field("occupancy")),
+        }
+    } else {
+        match (begun.pop(), ended.pop()) {
+            (Some(one), None) if begun.is_empty() => Told::Begun(one),
+            (None, Some(one)) if ended.is_empty() => Told::Ended(one),
+            _ => return Err(WireError::Field("occupancy")),
+        }
     };
     let version = message.version;
-    Ok(Occupancy { version, rooms })
+    Ok(Occupancy { version, told })
+}
+
+fn write_seat(seat: &Seat) -> pb::Seat {
+    pb::Seat {
+        socket: write_id(&seat.socket),
+        room: seat.room.to_string(),
+        user: seat.user.as_ref().map(UserName::to_string),
+    }
+}
+
+fn read_seats(seats: &[pb::Seat]) -> Result<Vec<Seat>, WireError> {
+    let seat = |seat: &pb::Seat| {
+        Ok(Seat {
+            socket: read_id(&seat.socket)?,
+            room: read_room(&seat.room)?,
+            user: read_optional_user(seat.user.as_deref())?,
+        })
+    };
+    seats.iter().map(seat).collect()
 }
 
 // === requests ===
@@ -773,13 +825,35 @@ mod tests {
         .prop_map(Body::Answer)
     }
 
-    fn occupied_rooms() -> impl Strategy<Value = OccupiedRooms> {
-        let rooms = proptest::collection::vec(room(), 0..3);
+    fn held() -> impl Strategy<Value = Held> {
+        let seat = || {
+            (socket(), room()).prop_map(|(socket, room)| Seat {
+                socket,
+                room,
+                user: Some(UserName::parse("alice").unwrap()),
+            })
+        };
         prop_oneof![
-            room().prop_map(OccupiedRooms::Occupied),
-            room().prop_map(OccupiedRooms::Vacated),
-            (rooms, any::<u32>(), any::<bool>())
-                .prop_map(|(rooms, part, more)| OccupiedRooms::Snapshot { rooms, part, more })
+            seat().prop_map(Held::Member),
+            seat().prop_map(Held::Socket),
+            room().prop_map(Held::Room),
+        ]
+    }
+
+    fn told() -> impl Strategy<Value = Told> {
+        let all = proptest::collection::vec(held(), 0..3);
+        prop_oneof![
+            held().prop_map(Told::Begun),
+            held().prop_map(Told::Ended),
+            (all, any::<u32>(), any::<bool>()).prop_map(|(mut held, part, more)| {
+                // Kinds travel apart.
+                held.sort_by_key(|one| match one {
+                    Held::Member(_) => 0,
+                    Held::Socket(_) => 1,
+                    Held::Room(_) => 2,
+                });
+                Told::Snapshot { held, part, more }
+            })
         ]
     }
 
@@ -794,12 +868,13 @@ mod tests {
                     rooms: number,
                     draining,
                     occupancy: 3,
+                    number: 4,
                 })
             }),
             Just(Body::Goodbye),
             proptest::collection::vec(room(), 0..3).prop_map(Body::Missed),
-            (any::<u64>(), occupied_rooms())
-                .prop_map(|(version, rooms)| Body::Occupancy(Occupancy { version, rooms })),
+            (any::<u64>(), told())
+                .prop_map(|(version, told)| Body::Occupancy(Occupancy { version, told })),
             publication(),
             request(),
             answer(),
@@ -811,8 +886,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_envelope_comes_back(node: u64, body in body()) {
-            let envelope = Envelope { origin: NodeId::new(node), body };
+        fn every_envelope_comes_back(node: u64, connection: u64, body in body()) {
+            let envelope = Envelope { origin: NodeId::new(node), connection, body };
             prop_assert_eq!(decode(encode(&envelope)), Ok(envelope));
         }
 
@@ -820,7 +895,8 @@ mod tests {
         fn the_overhead_has_a_bound(node: u64, body in publication()) {
             let Body::Publication(publication) = &body else { unreachable!() };
             let chosen = publication.payload.len() + 20 * publication.except.len() + 200;
-            let bytes = encode(&Envelope { origin: NodeId::new(node), body: body.clone() });
+            let connection = u64::MAX;
+            let bytes = encode(&Envelope { origin: NodeId::new(node), connection, body: body.clone() });
             prop_assert!(bytes.len() <= chosen + OVERHEAD_BYTES);
         }
 
@@ -835,6 +911,7 @@ mod tests {
         let envelope = pb::Envelope {
             version: VERSION,
             origin: 1,
+            connection: 1,
             body: Some(body),
         };
         let mut bytes = envelope.encode_to_vec();
@@ -873,7 +950,7 @@ mod tests {
         let room = RoomName::parse("r").unwrap();
         assert_eq!(publication, Ok(Body::Unreadable(Audience::Room(room))));
         assert_eq!(read_status(7), Status::Timeout);
-        let bytes = unknown(NodeId::new(1)).encode_to_vec();
+        let bytes = unknown(NodeId::new(1), 1).encode_to_vec();
         assert_eq!(decode(bytes.into()).unwrap().body, Body::Unknown);
     }
 

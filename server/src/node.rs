@@ -9,7 +9,7 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler, Message, StreamHandler};
 use cluster::{Event, Gathered, Permit, Sent};
 use futures_util::stream::unfold;
-use proto::envelope::{Act, Answer, Request, Target};
+use proto::envelope::{Act, Answer, Held, Request, Seat, Target};
 use proto::{Audience, Close, Publication, RoomName, SocketId};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -187,7 +187,7 @@ impl Handler<Occupied> for Node {
         if first {
             self.shared.load.rooms.fetch_add(1, Ordering::Relaxed);
             if self.is_watched(&room) {
-                self.shared.cluster.occupy(room.clone(), true);
+                self.shared.cluster.hold(Held::Room(room.clone()), true);
             }
             self.shared.cluster.want(room);
         } else if entry.ready {
@@ -206,7 +206,7 @@ impl Handler<Vacated> for Node {
                 self.rooms.remove(&room);
                 self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
                 if self.is_watched(&room) {
-                    self.shared.cluster.occupy(room.clone(), false);
+                    self.shared.cluster.hold(Held::Room(room.clone()), false);
                 }
                 self.shared.cluster.release(room);
             }
@@ -306,8 +306,13 @@ impl StreamHandler<Event> for Node {
                     drop(place);
                 });
             }
-            Event::Occupied(room) => self.tell_application(&room, Kind::Occupied),
-            Event::Vacated(room) => self.tell_application(&room, Kind::Vacated),
+            Event::Occupied(room) => self.tell_application(&room, None, Kind::Occupied),
+            Event::Vacated(room) => self.tell_application(&room, None, Kind::Vacated),
+            Event::Lost(held) => {
+                let closed = Kind::Closed(&Close::NODE_GONE);
+                self.tell_of_another_node(&held, Kind::Left, closed);
+            }
+            Event::Found(held) => self.tell_of_another_node(&held, Kind::Joined, Kind::Opened),
             Event::RoomReady(room) => {
                 if let Some(entry) = self.rooms.get_mut(&room) {
                     entry.ready = true;
@@ -407,7 +412,17 @@ impl Node {
         });
     }
 
-    fn tell_application(&self, room: &RoomName, kind: Kind) {
+    /// What has become of a member, or of a socket, whose node cannot tell it.
+    fn tell_of_another_node(&self, held: &Held, of_member: Kind, of_socket: Kind) {
+        let (seat, kind) = match held {
+            Held::Member(seat) => (seat, of_member),
+            Held::Socket(seat) => (seat, of_socket),
+            Held::Room(_) => return,
+        };
+        self.tell_application(&seat.room, Some(seat), kind);
+    }
+
+    fn tell_application(&self, room: &RoomName, seat: Option<&Seat>, kind: Kind) {
         let rule = self.shared.config.rules.find(room);
         let wanted = |rule: &Rule| {
             kind.lifecycle()
@@ -419,9 +434,9 @@ impl Node {
         // What cannot be told is counted there.
         let _ = self.shared.events.tell(&events::Event {
             kind,
-            socket: None,
+            socket: seat.map(|seat| seat.socket),
             room,
-            user: None,
+            user: seat.and_then(|seat| seat.user.as_ref()),
         });
     }
 

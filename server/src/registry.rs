@@ -16,7 +16,8 @@ use bytes::Bytes;
 use cluster::Permit;
 use proto::client::gap_text;
 use proto::envelope::{
-    Act, Answer, Request, RoomsPage, RoomsQuery, SocketInfo, SocketsPage, Status, Target,
+    Act, Answer, Held, Request, RoomsPage, RoomsQuery, Seat, SocketInfo, SocketsPage, Status,
+    Target,
 };
 use proto::{Audience, Close, RoomName, SocketId, UserName};
 use tokio::sync::oneshot;
@@ -710,6 +711,7 @@ impl Registry {
 
     /// Tells the application what happened to a socket, where the rule wants that.
     fn tell(&self, socket: &Socket, rule: &Rule, room: &RoomName, kind: Kind) {
+        self.hold(socket, rule, room, kind);
         if kind
             .lifecycle()
             .is_some_and(|what| rule.events.contains(&what))
@@ -721,6 +723,26 @@ impl Registry {
                 room,
                 user: socket.session.user.as_ref(),
             });
+        }
+    }
+
+    /// Whose end the application wants to be told, that the other nodes know, too: one of them tells, when this one is
+    /// gone without a word.
+    fn hold(&self, socket: &Socket, rule: &Rule, room: &RoomName, kind: Kind) {
+        let (held, end, begun): (fn(Seat) -> Held, _, _) = match kind {
+            Kind::Joined => (Held::Member, Lifecycle::Left, true),
+            Kind::Left => (Held::Member, Lifecycle::Left, false),
+            Kind::Opened => (Held::Socket, Lifecycle::Closed, true),
+            Kind::Closed(_) => (Held::Socket, Lifecycle::Closed, false),
+            _ => return,
+        };
+        if !self.shared.cluster.alone() && rule.events.contains(&end) {
+            let seat = Seat {
+                socket: socket.session.id,
+                room: room.clone(),
+                user: socket.session.user.clone(),
+            };
+            self.shared.cluster.hold(held(seat), begun);
         }
     }
 

@@ -1,11 +1,18 @@
 //! What happens when something dies, stops or comes back.
 
+mod bus;
+mod forgery;
+mod frozen;
+mod partition;
+mod route;
+mod survivors;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use unisono_tests::{
-    Answer, Client, Event, Nats, Node, Sandbox, eventually, upgrade_request, within,
+    Answer, Client, Event, Nats, Node, Sandbox, Witness, eventually, upgrade_request, within,
 };
 
 /// How long a node may take to find that a silent peer is gone.
@@ -484,6 +491,47 @@ async fn a_rolling_restart_costs_each_client_one_reconnect() {
 }
 
 // === story helpers ===
+
+/// Waits until everybody hears everybody, silences those who talk, and waits until everybody has heard the last word of
+/// everybody, and knows of what it has missed.
+async fn even(witnesses: &[Witness], room: &str) {
+    let talkers: Vec<_> = witnesses
+        .iter()
+        .filter(|one| one.said().is_some())
+        .collect();
+    let said: Vec<_> = talkers.iter().map(|talker| talker.said()).collect();
+    each(witnesses, "everybody hears everybody", |one| {
+        let heard = |(talker, said): (&&Witness, &Option<u64>)| {
+            one.id == talker.id || one.heard_of(talker, room) > *said
+        };
+        talkers.iter().zip(&said).all(heard)
+    })
+    .await;
+    for talker in &talkers {
+        talker.hush();
+    }
+    each(
+        witnesses,
+        "everybody has heard the last of everybody",
+        |one| talkers.iter().all(|talker| one.is_even_with(talker, room)),
+    )
+    .await;
+}
+
+/// Waits until it is true of each of them.
+async fn each(witnesses: &[Witness], what: &str, is_true: impl Fn(&Witness) -> bool) {
+    within(NOTICE, what, async || {
+        let not = witnesses
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| !is_true(one));
+        let not: Vec<_> = not
+            .map(|(nth, one)| (nth, one.heard(), one.end()))
+            .collect();
+        if not.is_empty() { Ok(()) } else { Err(not) }
+    })
+    .await;
+}
 
 /// What node `i` publishes reaches so many sockets of the cluster, sooner or later.
 async fn reaches(i: usize, sandbox: &Sandbox, room: &str, event: &str, sockets: u64) {

@@ -15,6 +15,7 @@ async fn nobody_writes_lines_into_the_log() {
         let mut sandbox = Sandbox::config().nodes(1).toml(&log).start().await;
         let envelope = Envelope {
             origin: NodeId::new(0xbad),
+            connection: 0,
             body: Body::Heartbeat(Heartbeat {
                 name: EVIL.to_owned(),
                 version: EVIL.to_owned(),
@@ -23,6 +24,7 @@ async fn nobody_writes_lines_into_the_log() {
                 rooms: 0,
                 draining: false,
                 occupancy: 0,
+                number: 0,
             }),
         };
         let stranger = sandbox.nats[0].connect().await;

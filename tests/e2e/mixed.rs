@@ -249,7 +249,13 @@ const STRANGER: u64 = 0xabc;
 
 fn envelope(body: Body) -> Vec<u8> {
     let origin = NodeId::new(STRANGER);
-    wire::encode(&Envelope { origin, body }).to_vec()
+    let connection = 0;
+    wire::encode(&Envelope {
+        origin,
+        connection,
+        body,
+    })
+    .to_vec()
 }
 
 /// What a node of a version that this one does not read says once in a while.
@@ -262,6 +268,7 @@ fn heartbeat_of_another_protocol() -> Vec<u8> {
         rooms: 0,
         draining: false,
         occupancy: 0,
+        number: 0,
     }));
     // Field 1, the version, comes first.
     assert_eq!(bytes[..2], [0x08, wire::VERSION as u8]);

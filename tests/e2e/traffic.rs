@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use unisono_tests::{Api, Client, PATIENCE};
+use unisono_tests::{Api, Client, Heard, PATIENCE};
 
 /// The room of all of this.
 pub const ROOM: &str = "/steady";
@@ -78,15 +78,15 @@ impl Listener {
             let mut heard: BTreeMap<String, Vec<u64>> = BTreeMap::new();
             let mut left = fences;
             while left > 0 {
-                match client.next_or_end().await {
-                    Ok(event) if event.event == "fence" => left -= 1,
-                    Ok(event) if event.event == "n" => {
+                match client.hear().await {
+                    Heard::Event(event) if event.event == "fence" => left -= 1,
+                    Heard::Event(event) if event.event == "n" => {
                         let name = event.data[0].as_str().expect("a name").to_owned();
                         let number = event.data[1].as_u64().expect("a number");
                         heard.entry(name).or_default().push(number);
                     }
-                    Ok(event) => panic!("nothing else is sent: {}", event.text),
-                    Err(code) => panic!("a steady socket was closed: {code:?}"),
+                    Heard::Event(event) => panic!("nothing else is sent: {}", event.text),
+                    end => panic!("a steady socket was closed: {end:?}"),
                 }
             }
             heard

@@ -11,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -32,7 +31,7 @@ pub struct Client {
     pub greeting: Value,
     /// The subprotocol that the server chose.
     pub subprotocol: Option<String>,
-    stream: Connected,
+    stream: WebSocketStream<Box<dyn Connection>>,
     inbox: VecDeque<Event>,
     last_id: u64,
 }
@@ -41,8 +40,6 @@ pub struct Client {
 trait Connection: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Connection for T {}
-
-type Connected = WebSocketStream<Box<dyn Connection>>;
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +58,17 @@ pub struct Event {
     pub text: String,
 }
 
+/// What a client hears, when it expects nothing in particular.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// An event.
+    Event(Box<Event>),
+    /// The server closed, with this code.
+    Closed(u16),
+    /// The connection is gone without a goodbye.
+    Cut,
+}
+
 /// A `unisono:error` that answers a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
@@ -73,20 +81,6 @@ pub struct Refusal {
 fn with_data(mut fields: Value, data: Value) -> Value {
     fields["data"] = data;
     fields
-}
-
-async fn shake_hands(request: Request) -> Result<(Connected, Response), Error> {
-    let uri = request.uri();
-    let host = uri.host().expect("a host").to_owned();
-    let port = uri.port_u16().unwrap_or(80);
-    let stream: Box<dyn Connection> = if uri.scheme_str() == Some("wss") {
-        Box::new(Tls::new().connect(port).await?)
-    } else {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        Box::new(stream)
-    };
-    tokio_tungstenite::client_async(request, stream).await
 }
 
 // === impl Event ===
@@ -132,28 +126,39 @@ impl Client {
 
     /// Connects with more request headers, and waits for the greeting.
     pub async fn connect_with(url: &str, headers: &[(&'static str, &str)]) -> Self {
-        let Self {
-            stream,
-            subprotocol,
-            ..
-        } = Self::ungreeted_with(url, headers).await;
-        Self::greeted(stream, subprotocol).await
+        let mut client = Self::ungreeted_with(url, headers).await;
+        let greeting = client.expect("unisono:open").await;
+        client.greeted(greeting);
+        client
     }
 
-    async fn greeted(stream: Connected, subprotocol: Option<String>) -> Self {
-        let mut client = Self::bare(stream, subprotocol);
-        let greeting = client.expect("unisono:open").await;
+    /// Connects to a server that may not be there, and waits for the greeting.
+    ///
+    /// # Errors
+    /// With what happened in its place.
+    pub async fn try_connect(url: &str) -> Result<Self, String> {
+        let handshake = handshake(url, &[]);
+        let mut client = handshake.await.map_err(|error| error.to_string())?;
+        match client.hear().await {
+            Heard::Event(greeting) if greeting.event == "unisono:open" => {
+                client.greeted(*greeting);
+                Ok(client)
+            }
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn greeted(&mut self, greeting: Event) {
         let string = |name: &str| {
             let value = greeting.data[name].as_str();
             value
                 .unwrap_or_else(|| panic!("no {name} in {}", greeting.text))
                 .to_owned()
         };
-        client.id = string("id");
-        client.room = string("room");
-        client.node = string("node");
-        client.greeting = greeting.data;
-        client
+        self.id = string("id");
+        self.room = string("room");
+        self.node = string("node");
+        self.greeting = greeting.data;
     }
 
     /// Connects to where no greeting is sent.
@@ -166,56 +171,14 @@ impl Client {
     /// # Panics
     /// When the handshake is refused.
     pub async fn ungreeted_with(url: &str, headers: &[(&'static str, &str)]) -> Self {
-        let mut request = url.into_client_request().expect("a valid URL");
-        for (name, value) in headers {
-            request
-                .headers_mut()
-                .insert(*name, value.parse().expect("a valid header"));
-        }
-        let handshake = shake_hands(request);
         let here = Location::caller();
-        let (stream, response) = soon(here, || format!("handshake with {url}"), handshake)
-            .await
-            .unwrap_or_else(|error| panic!("handshake with {url}: {error}"));
-        let subprotocol = response.headers().get("sec-websocket-protocol");
-        let name = subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into());
-        Self::bare(stream, name)
-    }
-
-    fn bare(stream: Connected, subprotocol: Option<String>) -> Self {
-        Self {
-            id: String::new(),
-            room: String::new(),
-            node: String::new(),
-            greeting: Value::Null,
-            subprotocol,
-            stream,
-            inbox: VecDeque::new(),
-            last_id: 0,
-        }
-    }
-
-    /// Connects and waits for the greeting, or returns the status of the refusal; none where nobody answers.
-    pub async fn try_connect(url: &str) -> Result<Self, Option<u16>> {
-        let request = url.into_client_request().expect("a valid URL");
-        let handshake = shake_hands(request).await;
-        let (stream, _) = handshake.map_err(|error| match error {
-            Error::Http(response) => Some(response.status().as_u16()),
-            _ => None,
-        })?;
-        Ok(Self::greeted(stream, None).await)
-    }
-
-    /// The next event, or how the connection ends: with a close code, or without a word.
-    pub async fn next_or_end(&mut self) -> Result<Event, Option<u16>> {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => return Ok(Event::parse(&text)),
-                Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Err(None),
-            }
-        }
+        soon(
+            here,
+            || format!("handshake with {url}"),
+            handshake(url, headers),
+        )
+        .await
+        .unwrap_or_else(|error| panic!("handshake with {url}: {error}"))
     }
 
     // --- frames
@@ -274,6 +237,34 @@ impl Client {
     }
 
     // --- events
+
+    /// Whatever comes next, however long that takes. May be given up and called again.
+    pub async fn hear(&mut self) -> Heard {
+        if let Some(event) = self.inbox.pop_front() {
+            return Heard::Event(event.into());
+        }
+        loop {
+            match self.stream.next().await {
+                Some(Ok(Message::Text(text))) => return Heard::Event(Event::parse(&text).into()),
+                Some(Ok(Message::Close(frame))) => {
+                    return Heard::Closed(frame.map_or(1005, |frame| frame.code.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Heard::Cut,
+            }
+        }
+    }
+
+    /// Sends an event to a server that may be gone.
+    pub async fn try_send(&mut self, event: &str, data: Value) -> Result<(), Error> {
+        self.try_send_text(json!({"event": event, "data": data}).to_string())
+            .await
+    }
+
+    /// Sends a text frame to a server that may be gone.
+    pub async fn try_send_text(&mut self, text: String) -> Result<(), Error> {
+        self.stream.send(Message::text(text)).await
+    }
 
     /// Sends an event without an id: nothing answers it but a mistake in it.
     pub async fn send(&mut self, event: &str, data: Value) {
@@ -469,4 +460,38 @@ impl Client {
             }
         }
     }
+}
+
+async fn handshake(url: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+    let mut request = url.into_client_request().expect("a valid URL");
+    for (name, value) in headers {
+        request
+            .headers_mut()
+            .insert(*name, value.parse().expect("a valid header"));
+    }
+    let uri = request.uri();
+    let secure = uri.scheme_str() == Some("wss");
+    let address = (
+        uri.host().expect("a host").to_owned(),
+        uri.port_u16().unwrap_or(80),
+    );
+    let stream: Box<dyn Connection> = if secure {
+        Box::new(Tls::new().connect(address.1).await?)
+    } else {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Box::new(stream)
+    };
+    let (stream, response) = tokio_tungstenite::client_async(request, stream).await?;
+    let subprotocol = response.headers().get("sec-websocket-protocol");
+    Ok(Client {
+        id: String::new(),
+        room: String::new(),
+        node: String::new(),
+        greeting: Value::Null,
+        subprotocol: subprotocol.map(|name| String::from_utf8_lossy(name.as_bytes()).into()),
+        stream,
+        inbox: VecDeque::new(),
+        last_id: 0,
+    })
 }

@@ -3,7 +3,8 @@
 //!
 //! A [`Sandbox`] is a cluster of [`Node`]s on a [`Nats`] of their own; a [`Client`] speaks the native
 //! protocol, a [`Stream`] reads server-sent events, a [`Wire`] speaks bytes, an [`Api`] speaks the HTTP API,
-//! a [`Browser`] is a real one. Ports are free ones on loopback, files live in a directory that goes away,
+//! a [`Browser`] is a real one,
+//! a [`Proxy`] fails on demand, a [`Witness`] checks what it hears. Ports are free ones on loopback, files live in a directory that goes away,
 //! and every process dies with the value that stands for it. What a test cannot wait for by reading an
 //! answer it waits for with [`eventually`].
 
@@ -18,6 +19,7 @@ mod metrics;
 mod nats;
 mod nginx;
 mod node;
+mod proxy;
 mod redis;
 mod sandbox;
 mod tls;
@@ -28,11 +30,12 @@ mod client;
 mod returning;
 mod stream;
 mod wire;
+mod witness;
 
 pub use api::{Answer, Api};
 pub use backend::{Backend, BackendConfig};
 pub use browser::{Browser, Page};
-pub use client::{Client, Event, Refusal};
+pub use client::{Client, Event, Heard, Refusal};
 pub use collector::{Collector, Span};
 pub use endpoint::{Endpoint, Reply, Request};
 pub use eventually::{Outcome, PATIENCE, eventually, pass, within};
@@ -42,6 +45,7 @@ pub use nats::{Nats, NatsConfig};
 pub use nginx::{Nginx, NginxConfig};
 pub use node::{Node, NodeConfig, other_build, unisono};
 pub use process::{Process, free_port};
+pub use proxy::{Proxy, Way};
 pub use redis::{Redis, RedisConfig};
 pub use returning::{Departure, Returning};
 pub use sandbox::{Sandbox, SandboxConfig};
@@ -51,3 +55,4 @@ pub use wire::{
     Frame, Opcode, Response, Wire, compressed_frame, deflated, frame, head, inflated,
     upgrade_request,
 };
+pub use witness::{Ledger, NUMBERED, TOLD_WITHIN, Witness};

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::api::http;
-use crate::{Process, eventually, free_port};
+use crate::{Process, Proxy, eventually, free_port};
 
 const HINT: &str = "install nats-server (Debian: apt-get install nats-server)";
 
@@ -57,6 +57,13 @@ impl NatsConfig {
         nats
     }
 
+    /// Starts two servers with a route between them.
+    pub async fn pair(self) -> [Nats; 2] {
+        let first = self.clone().start().await;
+        let route = first.route_port;
+        Nats::beside(first, route, self).await
+    }
+
     /// A server that has its ports but does not run yet.
     pub fn absent(self) -> Nats {
         let nats = Nats {
@@ -85,9 +92,10 @@ impl NatsConfig {
             .map(|bytes| format!("max_payload: {bytes}\n"));
         let payload = payload.unwrap_or_default();
         let lines = &self.lines;
+        // Nodes go where they are told to, which may be a proxy, and nowhere else.
         format!(
             "host: 127.0.0.1\nport: {port}\nhttp: \"127.0.0.1:{monitor_port}\"\n\
-             cluster {{ name: sandbox, listen: \"127.0.0.1:{route_port}\", routes: [{routes}] }}\n\
+             cluster {{ name: sandbox, listen: \"127.0.0.1:{route_port}\", routes: [{routes}], no_advertise: true }}\n\
              {payload}{lines}\n"
         )
     }
@@ -113,17 +121,33 @@ impl Nats {
 
     /// Two servers with a route between them.
     pub async fn pair() -> [Self; 2] {
-        let first = Self::start().await;
+        Self::config().pair().await
+    }
+
+    /// Two servers, and the proxy that the route between them goes through.
+    pub async fn pair_apart(config: NatsConfig) -> ([Self; 2], Proxy) {
+        let first = config.clone().start().await;
+        let route = Proxy::to(first.route_port).await;
+        let pair = Self::beside(first, route.port(), config).await;
+        (pair, route)
+    }
+
+    async fn beside(first: Self, route: u16, config: NatsConfig) -> [Self; 2] {
         let to_first = NatsConfig {
-            route_to: Some(first.route_port),
-            ..NatsConfig::default()
+            route_to: Some(route),
+            ..config
         };
-        let second = to_first.start().await;
-        let pair = [first, second];
+        let pair = [first, to_first.start().await];
+        Self::have_a_route(&pair).await;
+        pair
+    }
+
+    /// Waits until there is a route between the two.
+    pub async fn have_a_route(pair: &[Self]) {
         eventually("the two nats-servers have a route", async || {
             let mut routes = vec![];
-            for nats in &pair {
-                routes.push(nats.monitor("routez").await["num_routes"].clone());
+            for nats in pair {
+                routes.push(nats.routes().await);
             }
             if routes.iter().all(|count| *count == 1) {
                 Ok(())
@@ -132,7 +156,17 @@ impl Nats {
             }
         })
         .await;
-        pair
+    }
+
+    /// How many routes it has to other servers now.
+    pub async fn routes(&self) -> u64 {
+        let routes = self.monitor("routez").await;
+        routes["num_routes"].as_u64().expect("a count")
+    }
+
+    /// The port for clients.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `nats://127.0.0.1:<port>`.
@@ -143,6 +177,12 @@ impl Nats {
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn exited(&mut self) {
+        let process = self.process.as_mut().expect("the nats-server runs");
+        process.exited().await;
     }
 
     /// Starts it on the same ports, for the first time or after [`Nats::kill`].
@@ -168,6 +208,12 @@ impl Nats {
             }
         })
         .await;
+    }
+
+    /// Lame duck mode: no new connections, and those there are ended one after the other; then it exits. How fast, its
+    /// configuration says.
+    pub fn lame_duck(&self) {
+        self.process().user_signal_2();
     }
 
     /// SIGSTOP: connections stay open and nothing moves.

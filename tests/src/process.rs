@@ -81,6 +81,11 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// SIGUSR2: whatever the program means by it.
+    pub fn user_signal_2(&self) {
+        self.signal(Signal::USR2);
+    }
+
     /// SIGSTOP: it stays there, and answers nothing. Returns when every thread has stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);

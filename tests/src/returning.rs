@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::{Client, PATIENCE, pass};
+use crate::{Client, Heard, PATIENCE, pass};
 
 /// The wait after a refusal.
 const BACKOFF: Duration = Duration::from_millis(200);
@@ -85,14 +85,15 @@ async fn back(url: &str) -> Client {
 async fn end(client: &mut Client) -> (Option<Duration>, Option<u16>, Instant) {
     let mut reconnect_in = None;
     loop {
-        match client.next_or_end().await {
-            Ok(event) if event.event == "unisono:closing" => {
+        match client.hear().await {
+            Heard::Event(event) if event.event == "unisono:closing" => {
                 reconnect_in = event.data["reconnect_in_ms"]
                     .as_u64()
                     .map(Duration::from_millis);
             }
-            Ok(_) => {}
-            Err(code) => return (reconnect_in, code, Instant::now()),
+            Heard::Event(_) => {}
+            Heard::Closed(code) => return (reconnect_in, Some(code), Instant::now()),
+            Heard::Cut => return (reconnect_in, None, Instant::now()),
         }
     }
 }

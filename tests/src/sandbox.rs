@@ -3,7 +3,9 @@
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::{Api, Client, Nats, NatsConfig, Node, NodeConfig, Stream, eventually, free_port};
+use crate::{
+    Api, Client, Nats, NatsConfig, Node, NodeConfig, Proxy, Stream, eventually, free_port,
+};
 
 /// Nodes that all know each other, on one NATS server or on two with a route between them.
 #[derive(Debug)]
@@ -92,7 +94,29 @@ impl SandboxConfig {
             true => Vec::from(Nats::pair().await),
             false => vec![self.nats.clone().start().await],
         };
-        let starts = (0..self.nodes).map(|i| self.node(i, &nats).start());
+        self.start_on(nats).await
+    }
+
+    /// As [`SandboxConfig::start`], on these NATS servers.
+    pub async fn start_on(self, nats: Vec<Nats>) -> Sandbox {
+        let nodes = (0..self.nodes).map(|i| self.node(i, &nats)).collect();
+        Self::start_all(nodes, nats).await
+    }
+
+    /// As [`SandboxConfig::start`], on these NATS servers, each node with a link of its own to its server.
+    pub async fn start_behind_links(self, nats: Vec<Nats>) -> (Sandbox, Vec<Proxy>) {
+        let (mut nodes, mut links) = (vec![], vec![]);
+        for i in 0..self.nodes {
+            let link = Proxy::to(nats[i % nats.len()].port()).await;
+            let url = format!("nats://127.0.0.1:{}", link.port());
+            nodes.push(self.node(i, &nats).nats([url]));
+            links.push(link);
+        }
+        (Self::start_all(nodes, nats).await, links)
+    }
+
+    async fn start_all(nodes: Vec<NodeConfig>, nats: Vec<Nats>) -> Sandbox {
+        let starts = nodes.into_iter().map(NodeConfig::start);
         let sandbox = Sandbox {
             nodes: join_all(starts).await,
             nats,

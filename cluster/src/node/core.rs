@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
-use proto::envelope::{self, Answer, Body, Heartbeat, OccupiedRooms, Publication, Request};
+use proto::envelope::{self, Answer, Body, Heartbeat, Held, Publication, Request, Told};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, What, lock};
+use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
@@ -32,11 +33,14 @@ const SAID_AFTER: Duration = Duration::from_millis(300);
 /// Most turns that are kept in case the node that speaks is dead.
 const UNSAID_MAX: usize = 10_000;
 
-/// Nodes that may come back from the dead, of which the rooms are remembered.
+/// Nodes that may come back from the dead, of which it is remembered what they held.
 const RETRACTABLE_MAX: usize = 16;
 
-/// Rooms in one message of a snapshot: of the longest names, far below what a bus takes.
-const SNAPSHOT_ROOMS_MAX: usize = 1_000;
+/// Rooms and sockets in one message of a snapshot: of the longest names, far below what a bus takes.
+const SNAPSHOT_HELD_MAX: usize = 1_000;
+
+/// Sockets of nodes that are gone of which is told in one tick: the way to the application is bounded.
+const SAID_IN_A_TICK_MAX: usize = 500;
 
 /// How long to wait for a node that nobody knows: it may have come up a moment ago, or never have been.
 const STRANGER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -58,6 +62,7 @@ pub(super) struct Core<B> {
     pub(super) link: Link,
     pub(super) membership: Membership,
     pub(super) strangers: Strangers,
+    pub(super) beats: Beats,
     pub(super) interest: Interest,
     pub(super) calls: Calls,
     /// The probes of the round under way: to the server, or to a peer.
@@ -76,10 +81,18 @@ pub(super) struct Core<B> {
     pub(super) settled_at: Option<Instant>,
     /// What the node that speaks should have said.
     pub(super) unsaid: VecDeque<(Instant, Turn)>,
-    /// Rooms that this node said were vacated, because their node seemed to be dead.
-    pub(super) retractable: VecDeque<(NodeId, HashSet<RoomName>)>,
+    /// What this node said has ended, because its node seemed to be dead.
+    pub(super) retractable: VecDeque<(NodeId, HashSet<Held>)>,
+    /// Sockets of nodes that seem to be gone, and when to say so: a node that has only lost its connection is back
+    /// before.
+    pub(super) lost: Vec<(Instant, NodeId, Vec<Turn>)>,
+    /// What is about to be said of them.
+    pub(super) saying: VecDeque<Turn>,
     /// Peers of which another node has said meanwhile what was new.
     pub(super) spoken_for: HashSet<NodeId>,
+    /// For how long this node was deaf the last time, and whether others were not.
+    pub(super) deaf: Duration,
+    pub(super) others_spoke: bool,
     pub(super) ticked_at: Instant,
     pub(super) left_at: Option<Instant>,
     /// Somebody has missed some of this node's rooms.
@@ -229,26 +242,27 @@ impl<B: Bus> Core<B> {
                 Wish::Wait => {}
             },
             Wanted::Release(room) => self.interest.release(&room, Instant::now()),
-            Wanted::Occupy(room) => self.change_room(&room, true).await,
-            Wanted::Vacate(room) => self.change_room(&room, false).await,
+            Wanted::Begin(held) => self.change(held, true).await,
+            Wanted::End(held) => self.change(held, false).await,
         }
     }
 
-    async fn change_room(&mut self, room: &RoomName, occupied: bool) {
+    async fn change(&mut self, held: Held, begun: bool) {
         let node = self.config.node;
-        let (version, turn) = self.occupancy.change(node, room, occupied);
-        let room = room.clone();
-        let rooms = match occupied {
-            true => OccupiedRooms::Occupied(room),
-            false => OccupiedRooms::Vacated(room),
+        let (version, turn) = self.occupancy.change(node, held.clone(), begun);
+        let told = match begun {
+            true => Told::Begun(held),
+            false => Told::Ended(held),
         };
         // When it does not get there, the next heartbeats show that something is missing.
-        self.tell_rooms(envelope::Occupancy { version, rooms });
+        self.tell_held(envelope::Occupancy { version, told });
+        // Of its sockets the host has told.
+        let turn = turn.filter(|turn| !turn.is_of_a_socket());
         self.turn(node, turn).await;
     }
 
-    /// Tells the other nodes of this one's rooms.
-    fn tell_rooms(&self, occupancy: envelope::Occupancy) -> bool {
+    /// Tells the other nodes of what this one holds.
+    fn tell_held(&self, occupancy: envelope::Occupancy) -> bool {
         let parcel = Parcel {
             subject: self.subjects.all(),
             reply: None,
@@ -258,20 +272,20 @@ impl<B: Bus> Core<B> {
         there && self.data.try_send(parcel).is_ok()
     }
 
-    fn tell_all_rooms(&mut self) {
+    fn tell_all_held(&mut self) {
         self.snapshot_wanted = false;
         let version = self.occupancy.version(self.config.node);
-        let rooms = self.occupancy.rooms(self.config.node);
-        // At least one message, though there may be no room.
-        let parts = rooms.len().div_ceil(SNAPSHOT_ROOMS_MAX).max(1);
-        let mut some = rooms.chunks(SNAPSHOT_ROOMS_MAX);
+        let held = self.occupancy.held(self.config.node);
+        // At least one message, though there may be nothing.
+        let parts = held.len().div_ceil(SNAPSHOT_HELD_MAX).max(1);
+        let mut some = held.chunks(SNAPSHOT_HELD_MAX);
         for part in 0..parts {
-            let rooms = OccupiedRooms::Snapshot {
-                rooms: some.next().unwrap_or_default().to_vec(),
+            let told = Told::Snapshot {
+                held: some.next().unwrap_or_default().to_vec(),
                 part: part as u32,
                 more: part + 1 < parts,
             };
-            if !self.tell_rooms(envelope::Occupancy { version, rooms }) {
+            if !self.tell_held(envelope::Occupancy { version, told }) {
                 // A torso counts for nothing; it will be asked for again.
                 return;
             }
@@ -279,28 +293,28 @@ impl<B: Bus> Core<B> {
     }
 
     fn on_occupancy(&mut self, peer: NodeId, occupancy: envelope::Occupancy) -> Vec<Turn> {
-        // Of a node that is down nothing would ever be forgotten. When it is up, its rooms are asked for.
+        // Of a node that is down nothing would ever be forgotten. When it is up, it is asked for all.
         if !self.membership.knows(peer) {
             return Vec::new();
         }
         let version = occupancy.version;
-        let turn = match occupancy.rooms {
-            OccupiedRooms::Snapshot { rooms, part, more } => {
+        let turn = match occupancy.told {
+            Told::Snapshot { held, part, more } => {
                 let snapshot = Snapshot {
                     version,
                     part,
                     more,
-                    rooms,
+                    held,
                 };
                 return self.occupancy.snapshot(peer, snapshot);
             }
-            OccupiedRooms::Occupied(room) => self.occupancy.changed(peer, version, &room, true),
-            OccupiedRooms::Vacated(room) => self.occupancy.changed(peer, version, &room, false),
+            Told::Begun(held) => self.occupancy.changed(peer, version, held, true),
+            Told::Ended(held) => self.occupancy.changed(peer, version, held, false),
         };
         Vec::from_iter(turn)
     }
 
-    /// The node that has been up for longest says what has become of rooms. What it says the others do not; but
+    /// The node that has been up for longest says what has become of rooms, and of the sockets of nodes that are gone. What it says the others do not; but
     /// as it may be dead already, they keep what it should have said since it was last heard.
     async fn turn(&mut self, cause: NodeId, turns: impl IntoIterator<Item = Turn>) {
         let now = Instant::now();
@@ -320,10 +334,20 @@ impl<B: Bus> Core<B> {
         self.unsaid.drain(..surplus);
     }
 
-    async fn say(&self, turn: Turn) {
+    async fn say(&mut self, turn: Turn) {
+        if turn.is_of_a_socket() {
+            self.saying.push_back(turn);
+        } else {
+            self.say_now(turn).await;
+        }
+    }
+
+    async fn say_now(&self, turn: Turn) {
         self.emit(match turn {
-            Turn::Occupied(room) => Event::Occupied(room),
-            Turn::Vacated(room) => Event::Vacated(room),
+            Turn::Begun(Held::Room(room)) => Event::Occupied(room),
+            Turn::Ended(Held::Room(room)) => Event::Vacated(room),
+            Turn::Begun(held) => Event::Found(held),
+            Turn::Ended(held) => Event::Lost(held),
         })
         .await;
     }
@@ -342,15 +366,31 @@ impl<B: Bus> Core<B> {
         (age(&eldest) < mine).then_some(eldest.id)
     }
 
-    /// All rooms of a node that is gone are vacated there.
-    async fn forget_rooms(&mut self, peer: NodeId) {
-        let turns = self.occupancy.forget(peer);
+    /// All that a node held has ended with it. Of its sockets it is said when that is `due`; never, where the node has
+    /// seen to that itself.
+    async fn forget(&mut self, peer: NodeId, due: Option<Instant>) {
+        let turns = self.occupancy.forget(peer).into_iter();
+        let (sockets, rooms): (Vec<_>, Vec<_>) = turns.partition(Turn::is_of_a_socket);
+        if self.spoken_for.remove(&peer) && self.others_spoke {
+            // It went while this node was deaf, and was not heard since: another has said so.
+            return;
+        }
+        if let (Some(due), false) = (due, sockets.is_empty()) {
+            self.lost.push((due, peer, sockets));
+        }
+        self.say_ended(peer, rooms).await;
+    }
+
+    async fn say_ended(&mut self, peer: NodeId, turns: Vec<Turn>) {
         if turns.is_empty() {
             return;
         }
         if self.speaks(Instant::now()) {
-            let rooms = turns.iter().map(|turn| turn.room().clone()).collect();
-            self.retractable.push_back((peer, rooms));
+            let held = turns.iter().map(|turn| turn.held().clone());
+            match self.retractable.iter_mut().find(|(node, _)| *node == peer) {
+                Some((_, ended)) => ended.extend(held),
+                None => self.retractable.push_back((peer, held.collect())),
+            }
             if self.retractable.len() > RETRACTABLE_MAX {
                 self.retractable.pop_front();
             }
@@ -358,18 +398,30 @@ impl<B: Bus> Core<B> {
         self.turn(peer, turns).await;
     }
 
-    /// A node is back of which this one has said that its rooms are vacated: it is the one to say that they are
-    /// not, whoever speaks by now.
+    /// Says that sockets are gone with their nodes, where it is time to.
+    async fn say_lost(&mut self, now: Instant) {
+        let lost = std::mem::take(&mut self.lost).into_iter();
+        let (due, later): (Vec<_>, Vec<_>) = lost.partition(|(due, ..)| *due <= now);
+        self.lost = later;
+        for (_, peer, sockets) in due {
+            self.say_ended(peer, sockets).await;
+        }
+    }
+
+    /// A node is back of which this one has said that its rooms are vacated and its sockets gone: it is the one to say
+    /// that they are not, whoever speaks by now.
     async fn retract(&mut self, peer: NodeId, turns: Vec<Turn>) -> Vec<Turn> {
         let Some(nth) = self.retractable.iter().position(|(node, _)| *node == peer) else {
             return turns;
         };
-        let Some((_, rooms)) = self.retractable.remove(nth) else {
+        let Some((_, ended)) = self.retractable.remove(nth) else {
             return turns;
         };
-        let (back, others): (Vec<_>, Vec<_>) = turns
+        let (mut back, others): (Vec<_>, Vec<_>) = turns
             .into_iter()
-            .partition(|turn| matches!(turn, Turn::Occupied(room) if rooms.contains(room)));
+            .partition(|turn| matches!(turn, Turn::Begun(held) if ended.contains(held)));
+        // A socket is there before it is a member.
+        back.sort_by_key(|turn| matches!(turn.held(), Held::Member(_)));
         for turn in back {
             self.say(turn).await;
         }
@@ -378,13 +430,26 @@ impl<B: Bus> Core<B> {
 
     async fn on_input(&mut self, input: Input) {
         let now = Instant::now();
-        self.link.heard(now);
+        if matches!(input, Input::Answer(..) | Input::NoResponders(_)) {
+            // Only what answers this node: one whose words get lost may go on to hear others.
+            self.link.heard(now);
+        }
         match input {
             Input::Heartbeat(peer, heartbeat) => {
                 self.silent.remove(&peer);
                 let name = heartbeat.name.clone();
                 let latest = heartbeat.occupancy;
+                if self.spoken_for.contains(&peer) {
+                    self.was_there(peer, heartbeat.number);
+                }
+                let missed = self.beats.heard(peer, heartbeat.number, now);
+                // Of what was missed before the link was proved, sockets will be told all the same.
+                if missed && self.link.state() == LinkState::Connected && !self.proving_link {
+                    warn!(node = %peer, %name, "something of a node was lost on the way");
+                    self.gap(None, "bus_outage").await;
+                }
                 if self.membership.heard(peer, heartbeat, now) {
+                    self.lost.retain(|(_, node, _)| *node != peer);
                     info!(node = %peer, %name, "node up");
                     self.count_nodes();
                     // Let it know of this one without the wait for the next turn.
@@ -399,10 +464,10 @@ impl<B: Bus> Core<B> {
                     self.spoken_for.remove(&peer);
                 }
                 if self.occupancy.heard(peer, latest) {
-                    self.ask_for_rooms(peer);
+                    self.ask_for_all(peer);
                 }
             }
-            Input::Goodbye(peer) => self.down(peer, "said goodbye").await,
+            Input::Goodbye(peer) => self.down(peer, "said goodbye", None).await,
             Input::Stranger(node, version) => {
                 if self.strangers.heard(node, version, now) {
                     let reads = wire::VERSIONS;
@@ -418,6 +483,7 @@ impl<B: Bus> Core<B> {
                         turns.clear();
                     }
                 }
+                turns.retain(|turn| !turn.is_of_a_socket());
                 self.turn(peer, turns).await;
             }
             Input::OccupancyWanted => self.snapshot_wanted = true,
@@ -431,10 +497,10 @@ impl<B: Bus> Core<B> {
             }
             Input::NoResponders(number) => match self.probes.get(&number).copied() {
                 Some(None) => self.interest.server_answered(),
-                Some(Some(peer)) => self.down(peer, "does not listen").await,
+                Some(Some(peer)) => self.down(peer, "does not listen", self.a_while(now)).await,
                 None => {
                     if let Some(peer) = self.calls.no_responders(number) {
-                        self.down(peer, "does not listen").await;
+                        self.down(peer, "does not listen", self.a_while(now)).await;
                     }
                 }
             },
@@ -446,13 +512,18 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    async fn down(&mut self, peer: NodeId, why: &str) {
+    /// By when a node that has only lost its connection would have been heard again.
+    fn a_while(&self, now: Instant) -> Option<Instant> {
+        Some(now + self.config.node_timeout)
+    }
+
+    async fn down(&mut self, peer: NodeId, why: &str, due: Option<Instant>) {
         self.interest.peer_answered(peer);
         self.silent.remove(&peer);
         if self.membership.down(peer) {
             info!(node = %peer, why, "node down");
             self.count_nodes();
-            self.forget_rooms(peer).await;
+            self.forget(peer, due).await;
         }
     }
 
@@ -461,6 +532,20 @@ impl<B: Bus> Core<B> {
     fn was_deaf(&mut self, deaf: Duration) {
         if deaf >= self.config.node_timeout {
             self.spoken_for = self.membership.ids().collect();
+            self.deaf = deaf;
+            self.others_spoke = false;
+        }
+    }
+
+    /// A peer is heard for the first time since this node was deaf. By the number of the heartbeat it is seen whether
+    /// it has been connected all the while, as one is that was heard by others, or was away, too.
+    fn was_there(&mut self, peer: NodeId, number: u64) {
+        let beats = u32::try_from(number).unwrap_or(u32::MAX);
+        let connected = self.config.heartbeat_interval.saturating_mul(beats);
+        if number == 0 || connected > self.deaf {
+            self.others_spoke = true;
+        } else {
+            self.spoken_for.remove(&peer);
         }
     }
 
@@ -482,6 +567,10 @@ impl<B: Bus> Core<B> {
                 self.payload_max
                     .store(self.bus.payload_max(), Ordering::Relaxed);
                 self.membership.forgive(now);
+                self.beats.restart(now);
+                for (due, ..) in &mut self.lost {
+                    *due = now + self.config.node_timeout;
+                }
                 lock(&self.missed).lose_unsure();
                 self.interest.abandon_round();
                 self.probes.clear();
@@ -530,10 +619,11 @@ impl<B: Bus> Core<B> {
                 info!(node = %peer, "node down: silent for too long");
                 self.silent.remove(&peer);
                 self.interest.peer_answered(peer);
-                self.forget_rooms(peer).await;
+                self.forget(peer, Some(now)).await;
             }
+            self.say_lost(now).await;
             if self.snapshot_wanted {
-                self.tell_all_rooms();
+                self.tell_all_held();
             }
             let settled_at = now + 2 * self.config.heartbeat_interval;
             self.settled_at.get_or_insert(settled_at);
@@ -543,6 +633,12 @@ impl<B: Bus> Core<B> {
             for (_, turn) in std::mem::take(&mut self.unsaid) {
                 self.say(turn).await;
             }
+        }
+        for _ in 0..SAID_IN_A_TICK_MAX {
+            let Some(turn) = self.saying.pop_front() else {
+                break;
+            };
+            self.say_now(turn).await;
         }
         for room in self.interest.expire(now) {
             let _ = self.rooms.send(RoomOp::Unsubscribe(room));
@@ -574,6 +670,8 @@ impl<B: Bus> Core<B> {
             rooms: load.rooms,
             draining: load.draining,
             occupancy: self.occupancy.version(self.config.node),
+            // It gets one when it is written.
+            number: 0,
         };
         self.urgent(
             self.subjects.heartbeat(),
@@ -671,7 +769,7 @@ impl<B: Bus> Core<B> {
     }
 
     /// The answer comes to everybody, among the publications.
-    fn ask_for_rooms(&self, peer: NodeId) {
+    fn ask_for_all(&self, peer: NodeId) {
         let request = Body::Request(Request::Occupancy);
         let what = What::Body(Box::new(request), None);
         self.urgent(self.subjects.request(peer), None, what);
@@ -702,7 +800,7 @@ impl<B: Bus> Core<B> {
     }
 }
 
-/// Whether it is all of a node's rooms, or the last part of them.
+/// Whether it is all that a node holds, or the last part of it.
 fn is_whole(occupancy: &envelope::Occupancy) -> bool {
-    matches!(occupancy.rooms, OccupiedRooms::Snapshot { more: false, .. })
+    matches!(occupancy.told, Told::Snapshot { more: false, .. })
 }

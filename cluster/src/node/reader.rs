@@ -1,16 +1,21 @@
 //! What comes in.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::wire::WireError;
 use proto::{Audience, NodeId, wire};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
 use super::{Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
+use crate::connections::Connections;
 use crate::{AskError, Budget, Message, Subject, Subjects};
 
 /// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
@@ -24,7 +29,13 @@ pub(super) struct Reader {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
     pub(super) traffic: Traffic,
+    /// One for all subscriptions, as is the next.
+    pub(super) seen: Rc<RefCell<Connections>>,
+    pub(super) warned_at: Rc<Cell<Option<Instant>>>,
 }
+
+/// How often to say that somebody else uses this node's id.
+const DOUBLE_WARNED_EVERY: Duration = Duration::from_secs(10);
 
 /// What a subscription is for.
 #[derive(Clone, Copy)]
@@ -33,6 +44,14 @@ pub(super) enum Kind {
     Heartbeats,
     Publications,
     Api,
+}
+
+/// Why an envelope is not read.
+enum Unread {
+    /// It is of a node that speaks this version.
+    Stranger(NodeId, u32),
+    /// It is none, or comes too late, or from nobody who may send it.
+    Dropped,
 }
 
 impl Reader {
@@ -68,7 +87,7 @@ impl Reader {
             return;
         }
         let responder = self.responder(&message);
-        let Ok(Envelope { origin, body }) = self.decode(message) else {
+        let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
         };
         match (body, number, responder) {
@@ -121,12 +140,12 @@ impl Reader {
     }
 
     async fn on_heartbeat(&self, message: Message) {
-        let Envelope { origin, body } = match self.decode(message) {
+        let Envelope { origin, body, .. } = match self.decode(message) {
             Ok(envelope) => envelope,
-            Err(WireError::Version { version, origin }) => {
-                return self.input(Input::Stranger(origin, version)).await;
+            Err(Unread::Stranger(node, version)) => {
+                return self.input(Input::Stranger(node, version)).await;
             }
-            Err(_) => return,
+            Err(Unread::Dropped) => return,
         };
         match body {
             Body::Heartbeat(heartbeat) => self.input(Input::Heartbeat(origin, heartbeat)).await,
@@ -139,7 +158,7 @@ impl Reader {
     async fn on_publication(&self, message: Message) {
         let subject = message.subject.clone();
         let responder = self.responder(&message);
-        let Ok(Envelope { origin, body }) = self.decode(message) else {
+        let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
         };
         match body {
@@ -201,15 +220,30 @@ impl Reader {
         })
     }
 
-    fn decode(&self, message: Message) -> Result<Envelope, WireError> {
-        let read = wire::decode(message.payload).and_then(|envelope| {
-            // No echo, so it is somebody else who uses this node's id.
-            let foreign = envelope.origin != self.node;
-            foreign
-                .then_some(envelope)
-                .ok_or(WireError::Field("origin"))
-        });
-        read.inspect_err(|error| self.refuse(error))
+    /// What is not for this node to act upon is counted, and told of in the log.
+    fn decode(&self, message: Message) -> Result<Envelope, Unread> {
+        let envelope = wire::decode(message.payload).map_err(|error| {
+            self.refuse(&error);
+            match error {
+                WireError::Version { version, origin } => Unread::Stranger(origin, version),
+                _ => Unread::Dropped,
+            }
+        })?;
+        let Envelope {
+            origin, connection, ..
+        } = envelope;
+        // No echo, so it is somebody else who uses this node's id.
+        if origin == self.node {
+            self.refuse(&"a foreign message with this node's id");
+            self.warn_of_a_double();
+            return Err(Unread::Dropped);
+        }
+        if !self.seen.borrow_mut().is_latest(origin, connection) {
+            metrics::counter!("unisono_bus_late_total").increment(1);
+            debug!(node = %origin, "bus message dropped: too late");
+            return Err(Unread::Dropped);
+        }
+        Ok(envelope)
     }
 
     /// What a later version says, and this one does not know.
@@ -220,6 +254,19 @@ impl Reader {
     fn refuse(&self, why: &dyn std::fmt::Display) {
         metrics::counter!("unisono_bus_refused_total").increment(1);
         debug!(%why, "bus message refused");
+    }
+
+    /// Ids are random, so it is no accident: somebody forges messages, or runs a copy of this process's memory.
+    fn warn_of_a_double(&self) {
+        let now = Instant::now();
+        if self
+            .warned_at
+            .get()
+            .is_none_or(|at| now - at > DOUBLE_WARNED_EVERY)
+        {
+            self.warned_at.set(Some(now));
+            warn!(node = %self.node, "somebody else uses this node's id on the bus");
+        }
     }
 
     async fn input(&self, input: Input) {

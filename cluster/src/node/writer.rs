@@ -38,6 +38,8 @@ pub(super) struct Control<B> {
     pub(super) deferred: HashSet<RoomName>,
     /// Whether it is.
     pub(super) there: watch::Receiver<bool>,
+    /// Which connection it is, and the number of the last heartbeat on it.
+    pub(super) beats: (u64, u64),
 }
 
 /// The lane of everything else. What is in it holds a share of the budget, so it never waits for a bus that
@@ -82,7 +84,9 @@ impl<B: Bus> Control<B> {
                         }
                     }
                     // There is no use in old heartbeats once the bus is back.
-                    if self.writer.bus.status().connected {
+                    let status = self.writer.bus.status();
+                    if status.connected {
+                        let parcel = self.numbered(parcel, status.connections);
                         tokio::select! {
                             biased;
                             () = self.writer.send(parcel) => {}
@@ -99,6 +103,19 @@ impl<B: Bus> Control<B> {
                 else => return,
             }
         }
+    }
+
+    /// Heartbeats have their number only where they are written: those that were not are not missing.
+    fn numbered(&mut self, mut parcel: Parcel, connection: u64) -> Parcel {
+        if let What::Body(body, _) = &mut parcel.what
+            && let Body::Heartbeat(heartbeat) = &mut **body
+        {
+            let (same, last) = self.beats;
+            let last = if same == connection { last } else { 0 };
+            heartbeat.number = last + 1;
+            self.beats = (connection, heartbeat.number);
+        }
+        parcel
     }
 
     async fn on_room(&mut self, op: RoomOp) {
@@ -215,7 +232,12 @@ impl<B: Bus> Writer<B> {
         body: Body,
     ) -> Result<(), PublishError> {
         let origin = self.node;
-        let payload = wire::encode(&Envelope { origin, body });
+        let connection = self.bus.status().connections;
+        let payload = wire::encode(&Envelope {
+            origin,
+            connection,
+            body,
+        });
         self.hand_over(subject, reply, payload).await
     }
 

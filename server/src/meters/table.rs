@@ -153,6 +153,7 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_bus_dropped_total", Unit::Count, "Messages for other nodes that were not sent, for want of a place in the queue or of a bus"),
     counter("unisono_bus_refused_total", Unit::Count, "Messages from NATS that cannot be understood: of another version, or from somebody else"),
     counter("unisono_bus_skipped_total", Unit::Count, "Messages of newer nodes that this one does not know and need not: no error while a cluster is upgraded"),
+    counter("unisono_bus_late_total", Unit::Count, "Messages of a node that came after it had gone on over another connection and had told that they are lost"),
     counter("unisono_bus_overflows_total", Unit::Count, "Times that this node read from NATS too slowly and missed something"),
 
     counter("unisono_handlers_total", Unit::Count, "Calls of handlers in Rust")
