@@ -87,6 +87,11 @@ pub struct Finish {
 #[rtype(result = "()")]
 pub struct DrainAll(pub Duration);
 
+/// Somebody wants to know whether it is awake.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Pulse;
+
 /// The actor.
 pub struct Node {
     shared: Arc<Shared>,
@@ -212,6 +217,12 @@ impl Handler<Vacated> for Node {
             }
         }
     }
+}
+
+impl Handler<Pulse> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Pulse: Pulse, _: &mut Context<Self>) {}
 }
 
 impl Handler<DrainAll> for Node {

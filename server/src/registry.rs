@@ -502,6 +502,20 @@ impl Handler<Shed> for Registry {
     }
 }
 
+#[cfg(feature = "failures")]
+impl Handler<crate::failures::Fail> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, fail: crate::failures::Fail, _: &mut Context<Self>) {
+        use crate::failures::Part;
+        match &fail.part {
+            Part::Session(id) => self.sockets[id].session.send(fail),
+            Part::Room(_, room) => self.rooms[room].addr.do_send(fail),
+            _ => fail.failure.happen(),
+        }
+    }
+}
+
 impl Registry {
     /// The registry of a worker without sockets.
     pub fn new(worker: usize, shared: Arc<Shared>, node: Addr<Node>) -> Self {

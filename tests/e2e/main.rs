@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod deflate;
 mod examples;
+mod failures;
 mod faults;
 mod handshake;
 mod harness;

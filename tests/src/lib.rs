@@ -41,7 +41,7 @@ pub use metrics::{Metrics, in_repository, promtool};
 pub use nats::{Nats, NatsConfig};
 pub use nginx::{Nginx, NginxConfig};
 pub use node::{Node, NodeConfig, other_build, unisono};
-pub use process::{Process, free_port};
+pub use process::{Output, Process, free_port};
 pub use redis::{Redis, RedisConfig};
 pub use returning::{Departure, Returning};
 pub use sandbox::{Sandbox, SandboxConfig};
