@@ -16,6 +16,7 @@ mod faults;
 mod handshake;
 mod harness;
 mod hooks;
+mod hostile;
 mod http;
 mod laravel;
 mod limits;

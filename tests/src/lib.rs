@@ -26,6 +26,7 @@ mod api;
 mod browser;
 mod client;
 mod returning;
+mod steady;
 mod stream;
 mod wire;
 
@@ -45,6 +46,7 @@ pub use process::{Output, Process, free_port};
 pub use redis::{Redis, RedisConfig};
 pub use returning::{Departure, Returning};
 pub use sandbox::{Sandbox, SandboxConfig};
+pub use steady::Steady;
 pub use stream::{Dispatched, Stream, stream_request};
 pub use tls::{Certificate, Handshake, Identity, Tls, Tunnel};
 pub use wire::{
