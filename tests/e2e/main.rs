@@ -6,6 +6,7 @@ mod auth;
 mod backends;
 mod bad_input;
 mod browser;
+mod churn;
 mod cli;
 mod cluster;
 mod config;
