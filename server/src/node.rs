@@ -18,7 +18,7 @@ use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::events::{self, Kind};
 use crate::meters::Source;
-use crate::registry::{Deliver, Drain, Gap, Ready};
+use crate::registry::{Deliver, Drain, Gap, Ready, give_back};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
 use crate::tail::{self, Passed};
@@ -209,6 +209,7 @@ impl Handler<Vacated> for Node {
             entry.workers &= !(1 << worker);
             if entry.workers == 0 {
                 self.rooms.remove(&room);
+                give_back(&mut self.rooms);
                 self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
                 if self.is_watched(&room) {
                     self.shared.cluster.occupy(room.clone(), false);

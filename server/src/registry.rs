@@ -3,6 +3,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -195,7 +196,12 @@ impl Actor for Registry {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.spawn(WakeUp);
-        ctx.run_interval(SWEEP, |registry, _| registry.once.sweep(Instant::now()));
+        ctx.run_interval(SWEEP, |registry, _| {
+            registry.once.sweep(Instant::now());
+            give_back(&mut registry.sockets);
+            give_back(&mut registry.users);
+            give_back(&mut registry.rooms);
+        });
     }
 }
 
@@ -888,6 +894,16 @@ impl Drop for Votes {
     }
 }
 
+/// A table that was much larger gives back what it does not need. A quarter is well below the half to which it shrinks, so
+/// that one which goes up and down a little stays as it is.
+pub fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    const KEPT: usize = 1_024;
+    let needed = table.len().max(KEPT);
+    if table.capacity() > 4 * needed {
+        table.shrink_to(2 * needed);
+    }
+}
+
 /// Wakes the sessions whose time has come.
 struct WakeUp;
 
@@ -913,5 +929,25 @@ impl ActorFuture<Registry> for WakeUp {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_gives_back_what_it_does_not_need() {
+        let mut table: HashMap<u32, u32> = (0..100_000).map(|n| (n, n)).collect();
+        let full = table.capacity();
+        table.retain(|n, _| *n < 50_000);
+        give_back(&mut table);
+        assert!(table.capacity() > full / 2, "half of it may be needed soon");
+        table.retain(|n, _| *n < 10);
+        give_back(&mut table);
+        assert!(table.capacity() < full / 10, "{}", table.capacity());
+        let small = table.capacity();
+        give_back(&mut table);
+        assert_eq!((table.capacity(), table.len()), (small, 10));
     }
 }
