@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::Payload;
@@ -20,6 +21,7 @@ use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseE
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use cluster::{CallError, LinkState, Sent, Unreadable};
+use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use proto::client::from_object;
 use proto::envelope::{Act, Request, RoomsQuery, SocketsQuery, Status, Target};
@@ -28,10 +30,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::hooks::Actions;
+use crate::node::Pulse;
 use crate::seldom::Seldom;
 use crate::trace::Span;
 use crate::unisono::{Nodes, PublishError, Unisono};
@@ -469,7 +472,33 @@ async fn chat_page(unisono: Handle) -> Result<HttpResponse, ApiError> {
 }
 
 async fn live(unisono: Handle) -> HttpResponse {
-    health(&unisono, StatusCode::OK, "ok")
+    match pulse(&unisono).await {
+        Ok(()) => health(&unisono, StatusCode::OK, "ok"),
+        Err(why) => health(&unisono, StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+/// How long a thread may take to show that it lives: less than probes wait.
+const PULSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether each thread of the node does what it is asked, or which does not. The one that asks is one of them.
+async fn pulse(unisono: &Unisono) -> Result<(), &'static str> {
+    let shared = &unisono.shared;
+    let main = unisono.node.send(Pulse).map(|_| ());
+    let workers = unisono.workers.ask(Request::Probe, None).map(drop);
+    let bus = shared.cluster.peers().map(drop);
+    let outside = shared.outside.spawn(std::future::ready(())).map(drop);
+    let answers = async |thread, answer: LocalBoxFuture<'_, ()>| {
+        let late = timeout(PULSE_TIMEOUT, answer).await;
+        late.map_err(|_| thread)
+    };
+    tokio::try_join!(
+        answers("the main thread does not answer", main.boxed_local()),
+        answers("a worker does not answer", workers.boxed_local()),
+        answers("the bus thread does not answer", bus.boxed_local()),
+        answers("the outside thread does not answer", outside.boxed_local()),
+    )
+    .map(drop)
 }
 
 async fn ready(unisono: Handle) -> HttpResponse {

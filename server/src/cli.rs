@@ -235,22 +235,23 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let s = secure(!config.tls.certificate_file.as_os_str().is_empty());
         let admin_s = secure(config.admin.tls);
         let server = Server::start(config, app, listener, admin).await?;
-        println!(
-            "unisono {}, node {}",
-            proto::VERSION,
-            server.node()
-        );
-        println!("  WebSocket   ws{s}://{address}/<room>");
-        println!("  HTTP API    http{s}://{address}/api/v1/");
+        let mut welcome = vec![
+            format!("unisono {}, node {}", proto::VERSION, server.node()),
+            format!("  WebSocket   ws{s}://{address}/<room>"),
+            format!("  HTTP API    http{s}://{address}/api/v1/"),
+        ];
         if open {
             if auth_mode == AuthMode::None {
-                println!("  chat page   http{s}://{address}/   (open it in two tabs)");
+                let page = format!("  chat page   http{s}://{address}/   (open it in two tabs)");
+                welcome.push(page);
             }
             warn_open(address.ip().is_loopback());
         }
         if let Some(address) = admin_address {
-            println!("  metrics     http{admin_s}://{address}/metrics");
+            welcome.push(format!("  metrics     http{admin_s}://{address}/metrics"));
         }
+        // A node does without somebody who reads it.
+        let _ = print::line(&welcome.join("\n"));
         for room in unheard {
             warn!(
                 room,

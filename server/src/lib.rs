@@ -70,6 +70,8 @@ mod vital;
 mod api;
 mod unisono;
 
+#[cfg(feature = "failures")]
+pub mod failures;
 #[cfg(feature = "testing")]
 pub mod testing;
 

@@ -18,7 +18,7 @@ use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::events::{self, Kind};
 use crate::meters::Source;
-use crate::registry::{Deliver, Drain, Gap, Ready};
+use crate::registry::{Deliver, Drain, Gap, Ready, give_back};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
 use crate::tail::{self, Passed};
@@ -86,6 +86,11 @@ pub struct Finish {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct DrainAll(pub Duration);
+
+/// Somebody wants to know whether it is awake.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Pulse;
 
 /// The actor.
 pub struct Node {
@@ -204,6 +209,7 @@ impl Handler<Vacated> for Node {
             entry.workers &= !(1 << worker);
             if entry.workers == 0 {
                 self.rooms.remove(&room);
+                give_back(&mut self.rooms);
                 self.shared.load.rooms.fetch_sub(1, Ordering::Relaxed);
                 if self.is_watched(&room) {
                     self.shared.cluster.hold(Held::Room(room.clone()), false);
@@ -212,6 +218,12 @@ impl Handler<Vacated> for Node {
             }
         }
     }
+}
+
+impl Handler<Pulse> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Pulse: Pulse, _: &mut Context<Self>) {}
 }
 
 impl Handler<DrainAll> for Node {

@@ -3,6 +3,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -196,7 +197,12 @@ impl Actor for Registry {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.spawn(WakeUp);
-        ctx.run_interval(SWEEP, |registry, _| registry.once.sweep(Instant::now()));
+        ctx.run_interval(SWEEP, |registry, _| {
+            registry.once.sweep(Instant::now());
+            give_back(&mut registry.sockets);
+            give_back(&mut registry.users);
+            give_back(&mut registry.rooms);
+        });
     }
 }
 
@@ -499,6 +505,20 @@ impl Handler<Shed> for Registry {
             let reconnect_in = reconnect_max.mul_f64(rand::random());
             let goodbye = Disconnect::for_restart(Close::REBALANCE, reconnect_in);
             socket.session.send(goodbye);
+        }
+    }
+}
+
+#[cfg(feature = "failures")]
+impl Handler<crate::failures::Fail> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, fail: crate::failures::Fail, _: &mut Context<Self>) {
+        use crate::failures::Part;
+        match &fail.part {
+            Part::Session(id) => self.sockets[id].session.send(fail),
+            Part::Room(_, room) => self.rooms[room].addr.do_send(fail),
+            _ => fail.failure.happen(),
         }
     }
 }
@@ -896,6 +916,16 @@ impl Drop for Votes {
     }
 }
 
+/// A table that was much larger gives back what it does not need. A quarter is well below the half to which it shrinks, so
+/// that one which goes up and down a little stays as it is.
+pub fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    const KEPT: usize = 1_024;
+    let needed = table.len().max(KEPT);
+    if table.capacity() > 4 * needed {
+        table.shrink_to(2 * needed);
+    }
+}
+
 /// Wakes the sessions whose time has come.
 struct WakeUp;
 
@@ -921,5 +951,25 @@ impl ActorFuture<Registry> for WakeUp {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_gives_back_what_it_does_not_need() {
+        let mut table: HashMap<u32, u32> = (0..100_000).map(|n| (n, n)).collect();
+        let full = table.capacity();
+        table.retain(|n, _| *n < 50_000);
+        give_back(&mut table);
+        assert!(table.capacity() > full / 2, "half of it may be needed soon");
+        table.retain(|n, _| *n < 10);
+        give_back(&mut table);
+        assert!(table.capacity() < full / 10, "{}", table.capacity());
+        let small = table.capacity();
+        give_back(&mut table);
+        assert_eq!((table.capacity(), table.len()), (small, 10));
     }
 }

@@ -38,7 +38,7 @@ use crate::tail::Tails;
 use crate::tls::Tls;
 use crate::trace::{Identity, Parent, Traces};
 use crate::unisono::Unisono;
-use crate::vital::EXIT_SOFTWARE;
+use crate::vital::{EXIT_SOFTWARE, Vital};
 use crate::worker::{self, Connection};
 
 /// A node that runs: for programs that have a `main` of their own. Others call [`run`](crate::run).
@@ -160,10 +160,14 @@ impl Server {
         let (cluster, cluster_node, events) = cluster::start(
             cluster_config(&config, node_id, name.clone(), started_at_ms),
             budget.clone(),
-            move || Load {
-                sockets: loaded.sockets.load(Ordering::Relaxed) as u64,
-                rooms: loaded.rooms.load(Ordering::Relaxed) as u64,
-                draining: loaded.draining.load(Ordering::Relaxed),
+            move || {
+                #[cfg(feature = "failures")]
+                crate::failures::on_the_bus();
+                Load {
+                    sockets: loaded.sockets.load(Ordering::Relaxed) as u64,
+                    rooms: loaded.rooms.load(Ordering::Relaxed) as u64,
+                    draining: loaded.draining.load(Ordering::Relaxed),
+                }
             },
         );
         run_bus(
@@ -189,6 +193,7 @@ impl Server {
             curious: is_curious(&config),
             tails: Tails::new(node_id),
             traces,
+            outside: outside.clone(),
             drain_wanted: Notify::new(),
             routes: app.routes,
             tls,
@@ -353,6 +358,7 @@ async fn accept(
     doors: Vec<mpsc::Sender<Connection>>,
     shared: Arc<Shared>,
 ) {
+    let _vital = Vital("listener");
     let mut turn = 0;
     let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
     loop {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use cluster::{Budget, Cluster, LinkState};
 use proto::envelope::{Act, Request};
 use proto::{Audience, NodeId, Publication, TraceContext};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -55,6 +56,8 @@ pub struct Shared {
     pub tails: Arc<Tails>,
     /// Where spans begin.
     pub traces: Traces,
+    /// The thread for what is neither a client nor another node.
+    pub outside: Handle,
     /// Another node, or the API, wants this one to drain.
     pub drain_wanted: Notify,
     pub(crate) once: AtomicU64,

@@ -25,6 +25,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::config;
+use crate::vital::Vital;
 
 /// Speaks TLS with clients.
 pub struct Tls {
@@ -127,6 +128,7 @@ impl Tls {
 /// Looks at the files for as long as the process lives. While they do not fit together, as between the writing of the
 /// one and of the other, what was read before stays.
 async fn watch(certificates: Arc<Certificates>, config: config::Tls, mut seen: Files) {
+    let _vital = Vital("tls");
     loop {
         sleep(config.reload_interval).await;
         let read = Files::read(&config);

@@ -14,6 +14,7 @@ use crate::node::Node;
 use crate::registry::Registry;
 use crate::shared::{Shared, Slot};
 use crate::unisono::Unisono;
+use crate::vital::Vital;
 
 /// What the actors of one worker have in common.
 pub struct Worker {
@@ -87,6 +88,7 @@ pub async fn start(index: usize, shared: Arc<Shared>, node: Addr<Node>) -> Runni
 }
 
 async fn serve(worker: Rc<Worker>, mut connections: mpsc::Receiver<Connection>) {
+    let _vital = Vital("door");
     let (returning_sender, mut returning) = mpsc::unbounded_channel();
     let door = Rc::new(Door::new(worker, returning_sender).await);
     loop {

@@ -45,7 +45,8 @@ impl<T, E: Debug> Outcome for Result<T, E> {
     }
 }
 
-/// Lets a time pass that the server has named: what a client does that is told when to come back.
+/// Lets a time pass that the server has named, or that makes the client what it is: one that is told when to come back,
+/// or one that drips. Not to wait for anything.
 pub async fn pass(time: Duration) {
     sleep(time).await;
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::{Api, Client, Identity, Metrics, Process, Stream, Wire, eventually, within};
+use crate::{Api, Client, Identity, Metrics, Output, Process, Stream, Wire, eventually, within};
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -38,6 +38,7 @@ pub struct NodeConfig {
     env: Vec<(String, String)>,
     args: Vec<String>,
     tls: bool,
+    output: Output,
 }
 
 /// What a node runs.
@@ -124,6 +125,13 @@ impl NodeConfig {
         self
     }
 
+    /// Its output is lost. Wants [`NodeConfig::port`]: it cannot say where it listens.
+    #[must_use]
+    pub fn output(mut self, output: Output) -> Self {
+        self.output = output;
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
@@ -199,6 +207,7 @@ impl Node {
             env: vec![],
             args: vec![],
             tls: false,
+            output: Output::Kept,
         }
     }
 
@@ -220,13 +229,17 @@ impl Node {
             .arg("--config")
             .arg(file);
         command.args(&config.args).envs(config.env.iter().cloned());
-        let mut process = Process::spawn(&config.name, command, directory.path(), "");
+        let (name, output) = (&config.name, config.output);
+        let mut process = Process::spawn_with(name, command, directory.path(), "", output);
         let port = within(
             START_PATIENCE,
             "the node says where it listens",
             async || {
                 process.must_run();
-                announced_port(&process.stdout())
+                match output {
+                    Output::Kept => announced_port(&process.stdout()),
+                    _ => Some(config.port),
+                }
             },
         )
         .await;

@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,17 @@ pub struct Process {
     status: Option<ExitStatus>,
 }
 
+/// What becomes of the output of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// It is kept in files.
+    Kept,
+    /// There is no place on the disk.
+    ToFullDisk,
+    /// It goes to a pipe whose other end is closed.
+    ToNobody,
+}
+
 // === impl Process ===
 
 impl Process {
@@ -34,14 +46,37 @@ impl Process {
     ///
     /// # Panics
     /// When the program cannot be started; `hint` says what to do about it.
-    pub fn spawn(name: &str, mut command: Command, directory: &Path, hint: &str) -> Self {
+    pub fn spawn(name: &str, command: Command, directory: &Path, hint: &str) -> Self {
+        Self::spawn_with(name, command, directory, hint, Output::Kept)
+    }
+
+    /// The same, with that output.
+    pub fn spawn_with(
+        name: &str,
+        mut command: Command,
+        directory: &Path,
+        hint: &str,
+        output: Output,
+    ) -> Self {
         let stdout = directory.join(format!("{name}.out"));
         let stderr = directory.join(format!("{name}.err"));
-        let create = |path: &Path| File::create(path).expect("a file in the test's own directory");
+        let stream = |path: &Path| -> Stdio {
+            match output {
+                Output::Kept => File::create(path)
+                    .expect("a file in the test's own directory")
+                    .into(),
+                Output::ToFullDisk => File::options()
+                    .write(true)
+                    .open("/dev/full")
+                    .expect("a Linux")
+                    .into(),
+                Output::ToNobody => io::pipe().expect("a pipe").1.into(),
+            }
+        };
         let child = command
             .stdin(Stdio::null())
-            .stdout(create(&stdout))
-            .stderr(create(&stderr))
+            .stdout(stream(&stdout))
+            .stderr(stream(&stderr))
             .spawn()
             .unwrap_or_else(|error| {
                 let program = command.get_program().display();

@@ -203,6 +203,12 @@ impl Wire {
         self.stream.set_zero_linger().expect("a TCP option");
     }
 
+    /// Says that nothing more comes, and goes on listening: a FIN.
+    pub async fn half_close(&mut self) {
+        let shut = self.stream.shutdown().await;
+        shut.expect("the connection stands");
+    }
+
     /// Sends bytes.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes)
@@ -213,6 +219,28 @@ impl Wire {
     /// Sends bytes to a server that may hang up on them.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref()).await
+    }
+
+    /// Sends the same again and again, until so many bytes are sent or the server hangs up, and reads what comes
+    /// meanwhile: until it does hang up.
+    #[track_caller]
+    pub fn flood(&mut self, bytes: &[u8], most: usize) -> impl Future<Output = ()> {
+        let here = Location::caller();
+        async move {
+            let (mut read, mut write) = self.stream.split();
+            let writing = async {
+                for _ in 0..most.div_ceil(bytes.len()) {
+                    if write.write_all(bytes).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let unread = &mut self.unread;
+            let reading =
+                async { while read.read_buf(unread).await.is_ok_and(|count| count > 0) {} };
+            let both = async { tokio::join!(writing, reading) };
+            soon(here, || "the end of a flood".to_owned(), both).await;
+        }
     }
 
     /// Opens a WebSocket at this path, with the example key of the RFC.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::fetch;
+use crate::vital::Vital;
 
 /// Fewest bytes of a secret: as many as HS256 has in its answer.
 pub(super) const SECRET_BYTES_MIN: usize = 32;
@@ -313,6 +314,7 @@ where
     T: Future<Output = anyhow::Result<Vec<u8>>>,
 {
     async fn run(mut self) {
+        let _vital = Vital("keys");
         let mut asked_at: Option<Instant> = None;
         let mut ask: Option<Ask> = None;
         loop {

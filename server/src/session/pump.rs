@@ -171,7 +171,8 @@ impl Session {
         loop {
             match &self.phase {
                 Phase::Closing(closing) if closing.deaf => return,
-                Phase::Closing(_) => {}
+                // Who floods on, while its goodbye is waited for, gets no longer turns than before.
+                Phase::Closing(_) if self.messages_left > 0 => {}
                 _ if self.stall.is_some() || self.is_busy() || self.messages_left == 0 => {
                     debug_assert!(self.carry.is_empty(), "nothing is read before it is used");
                     self.carry = input.to_vec();

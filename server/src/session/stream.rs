@@ -91,7 +91,11 @@ impl Actor for EventStream {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        let end = self.end.take().unwrap_or(Close::GONE);
+        let otherwise = match std::thread::panicking() {
+            true => Close::INTERNAL,
+            false => Close::GONE,
+        };
+        let end = self.end.take().unwrap_or(otherwise);
         self.worker.registry.do_send(Closed(self.id, end.clone()));
         let slot = self.slot.take();
         if self.open

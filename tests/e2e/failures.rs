@@ -1,0 +1,209 @@
+//! What becomes of a node when a part of it fails: one socket is gone, or the node is. Never does it live on deaf.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use proto::SocketId;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use unisono_tests::{Client, Node, NodeConfig, Output, Sandbox, eventually, free_port};
+
+/// `EX_SOFTWARE`: whatever supervises the node starts another.
+const STOPPED: Option<i32> = Some(70);
+
+/// How long Kubernetes waits for the answer to a probe, as k8s/base/deployment.yaml says.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A node of which clients may break parts, with two workers.
+fn fragile() -> NodeConfig {
+    Node::config("alone")
+        .example("failures")
+        .arg("--set=workers=2")
+}
+
+/// One client on each of the two workers.
+async fn one_on_each(node: &Node) -> [Client; 2] {
+    let first = node.client("/x").await;
+    loop {
+        let second = node.client("/x").await;
+        if worker(&second) != worker(&first) {
+            return [first, second];
+        }
+    }
+}
+
+fn worker(client: &Client) -> usize {
+    SocketId::parse(&client.id).expect("an id").worker()
+}
+
+async fn live(node: &Node) -> u16 {
+    let answer = timeout(PROBE_TIMEOUT, node.api().get("/health/live"));
+    answer.await.map_or(0, |answer| answer.status)
+}
+
+// === panics ===
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_its_message() {
+    let node = fragile().start().await;
+    let [mut a, mut b] = one_on_each(&node).await;
+    for _ in 0..3 {
+        let refusal = a.refused("fail", json!({"part": "handler"})).await;
+        assert_eq!(refusal, "handler_failed");
+        b.ack("unisono:ping", Value::Null).await;
+    }
+    let metrics = node.metrics().await;
+    assert_eq!(metrics.get("unisono_handlers_total{result=\"panic\"}"), 3.0);
+    assert_eq!(metrics.get("unisono_sockets{wire=\"websocket\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn a_session_that_panics_is_closed_and_the_only_one() {
+    let mut node = fragile().start().await;
+    let [mut a, mut b] = one_on_each(&node).await;
+    let files = node.process().open_files();
+    let mut streams = vec![];
+    for _ in 0..3 {
+        let mut victim = node.client("/x").await;
+        victim.send("fail", json!({"part": "session"})).await;
+        assert_eq!(victim.expect_close().await.0, 1011);
+        // A stream says nothing at its end, which is not in its place.
+        let stream = node.stream("/x").await;
+        let wish = json!({"part": "session", "socket": stream.id});
+        a.ack("fail", wish).await;
+        // Its client does not go before it does.
+        streams.push(stream);
+    }
+    eventually("all that is left are two", async || {
+        let members = node.api().members("/x").await;
+        let metrics = node.metrics().await;
+        let sockets = metrics.sum("unisono_sockets");
+        let closes = metrics.get("unisono_closes_total{code=\"1011\"}");
+        let now = node.process().open_files();
+        if members["count"] == 2 && (sockets, closes) == (2.0, 6.0) && now <= files {
+            Ok(())
+        } else {
+            Err((members, sockets, closes, files, now))
+        }
+    })
+    .await;
+    node.api().publish("/x", "fence", Value::Null).await;
+    a.expect("fence").await;
+    b.expect("fence").await;
+    assert_eq!(live(&node).await, 200);
+}
+
+#[tokio::test]
+async fn a_node_stops_with_what_it_cannot_do_without() {
+    for part in ["room", "registry", "node", "bus", "outside"] {
+        let mut sandbox = Sandbox::config().nodes(1).example("failures").start().await;
+        let mut a = sandbox.client(0, "/x").await;
+        let asked = Instant::now();
+        a.send("fail", json!({"part": part})).await;
+
+        let process = sandbox.nodes[0].process();
+        let status = process.exited().await;
+
+        let log = process.stderr();
+        assert_eq!(status.code(), STOPPED, "{part}: {log}");
+        // The bus panics at its next heartbeat, a second later at most.
+        assert!(asked.elapsed() < Duration::from_secs(3), "{part}: {log}");
+        assert!(log.contains("the node stops"), "{part}: {log}");
+    }
+}
+
+// === threads that are held up ===
+
+#[tokio::test]
+async fn a_worker_that_is_held_up_is_noticed_and_holds_up_nobody_else() {
+    let node = fragile().start().await;
+    let [mut a, mut b] = one_on_each(&node).await;
+    assert_eq!(live(&node).await, 200);
+    let held_up = Instant::now();
+
+    a.send("fail", json!({"part": "handler", "block_ms": 10_000}))
+        .await;
+
+    // Whichever worker is asked, it does not say yes.
+    for _ in 0..2 {
+        let (status, slowest) = tokio::join!(live(&node), async {
+            let mut slowest = Duration::ZERO;
+            for _ in 0..50 {
+                let asked = Instant::now();
+                b.ack("unisono:ping", Value::Null).await;
+                slowest = slowest.max(asked.elapsed());
+            }
+            slowest
+        });
+        assert!(matches!(status, 503 | 0), "{status}");
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    }
+    assert!(
+        held_up.elapsed() < Duration::from_secs(9),
+        "it noticed it in time"
+    );
+    eventually("it lives again", async || live(&node).await == 200).await;
+    a.ack("unisono:ping", Value::Null).await;
+}
+
+#[tokio::test]
+async fn a_node_does_not_say_that_it_lives_with_a_thread_held_up() {
+    let parts = ["node", "registry", "bus", "outside"];
+    let threads = ["main", "worker", "bus", "outside"];
+    let all = parts.into_iter().zip(threads);
+    join_all(all.map(|(part, thread)| says_no_while_held_up(part, thread))).await;
+}
+
+async fn says_no_while_held_up(part: &str, thread: &str) {
+    let sandbox = Sandbox::config().nodes(1).example("failures").start().await;
+    let node = &sandbox.nodes[0];
+    let mut a = node.client("/x").await;
+    let asked = Instant::now();
+
+    a.send("fail", json!({"part": part, "block_ms": 5_000}))
+        .await;
+
+    // The bus is held up at its next heartbeat only.
+    let status = eventually("it is noticed", async || {
+        match timeout(PROBE_TIMEOUT, node.api().get("/health/live")).await {
+            Ok(answer) if answer.status == 200 => None,
+            Ok(answer) => Some(answer.body["status"].to_string()),
+            // The main thread takes connections in, and a worker answers.
+            Err(_) => Some("no answer by main or worker".to_owned()),
+        }
+    })
+    .await;
+    assert!(status.contains(thread), "{part}: {status}");
+    assert!(asked.elapsed() < Duration::from_secs(6), "{part}: {status}");
+    eventually("it lives again", async || live(node).await == 200).await;
+    a.ack("unisono:ping", Value::Null).await;
+}
+
+// === logs that cannot be written ===
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_costs_its_lines() {
+    for output in [Output::ToFullDisk, Output::ToNobody] {
+        let log = "[log]\nlevel = \"trace\"";
+        let config = Node::config("alone").toml(log).port(free_port());
+        let mut node = config.output(output).start().await;
+        let mut a = node.client("/x").await;
+        let mut b = node.client("/x").await;
+
+        // Each step has its lines.
+        a.join("/y").await;
+        a.send_text("no JSON").await;
+        a.expect_error("bad_json").await;
+        for n in 0..100 {
+            a.send("hello", json!(n)).await;
+            assert_eq!(b.expect("hello").await.data, n);
+        }
+        let told = node.api().disconnect(&a.id, 4000, "bye").await;
+        assert_eq!(told, "delivered");
+        assert_eq!(a.expect_close().await.0, 4000);
+        b.ack("unisono:ping", Value::Null).await;
+        node.interrupt();
+        let status = node.process().exited().await;
+        assert_eq!(status.code(), Some(0), "{output:?}");
+    }
+}
