@@ -267,7 +267,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// One address of `X-Forwarded-For`, as they are written: with or without a port, IPv6 with or without
 /// brackets.
-fn forwarded(item: &str) -> Option<SocketAddr> {
+pub fn forwarded(item: &str) -> Option<SocketAddr> {
     let alone = item
         .strip_prefix('[')
         .and_then(|item| item.strip_suffix(']'))

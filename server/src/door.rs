@@ -315,6 +315,15 @@ enum Decision {
     Socket(Upgrade, HeaderMap),
 }
 
+/// What the HTTP server gets of a request head that ends in its empty line; none, where that asks for a socket.
+#[cfg(feature = "fuzzing")]
+pub fn head_for_http(head: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    Ok(match Door::decide(head, true)? {
+        Decision::Http(head) => Some(head),
+        Decision::Socket(..) => None,
+    })
+}
+
 enum HeadError {
     TooLarge,
     Io,

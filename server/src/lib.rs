@@ -75,6 +75,10 @@ pub mod failures;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use actix_web;
 pub use app::{
     Accept, App, Context, Frame, HandlerError, Json, Message, Refuse, Reply, Room, Socket,

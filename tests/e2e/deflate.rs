@@ -157,6 +157,20 @@ async fn what_breaks_the_rules_of_compression_is_closed() {
         (with_bits(frame(Opcode::Text, b""), 0x60), 1002),
         (with_bits(frame(Opcode::Text, b"\xff\xff\xff"), 0x40), 1007),
         (compressed_frame(b"\xff\xfe"), 1007),
+        // Only the first frame of a message says that it is compressed.
+        (
+            [
+                vec![0x41, 0x80, 0, 0, 0, 0],
+                with_bits(frame(Opcode::Continuation, b"\x00"), 0x40),
+            ]
+            .concat(),
+            1002,
+        ),
+        // Many ends, each of which takes the server longer than the client.
+        (
+            with_bits(frame(Opcode::Text, &[3, 0].repeat(1_000)), 0x40),
+            1008,
+        ),
     ] {
         let (mut wire, _) = offering(&node, "/x", "permessage-deflate").await;
         greeted(&mut wire).await;

@@ -131,8 +131,8 @@ async fn what_browsers_and_proxies_send_is_accepted() {
             "HTTP/1.0, as nginx speaks by default",
             plain.replace("HTTP/1.1", "HTTP/1.0"),
         ),
-        ("compression offered", {
-            let offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+        ("an extension offered that nobody knows", {
+            let offer = "Sec-WebSocket-Extensions: x-webkit-deflate-frame\r\n\r\n";
             format!("{}{offer}", &plain[..plain.len() - 2])
         }),
     ] {

@@ -27,6 +27,7 @@ mod metrics;
 mod mixed;
 mod nginx;
 mod occupancy;
+mod protocol;
 mod rebalance;
 mod rolling;
 mod sockets;

@@ -27,6 +27,10 @@ const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// Bytes that an inflated message is given room for at first, and at least by which that grows.
 const ROOM: usize = 4 * 1024;
 
+/// Blocks in one message that say that they are the last. Behind each the inflater begins anew, which takes it longer
+/// than to read a thousand bytes, and the client only the two that an empty one has.
+pub const LAST_BLOCKS_MAX: usize = 16;
+
 thread_local! {
     static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
     static INFLATER: RefCell<Decompress> = RefCell::new(Decompress::new(false));
@@ -114,11 +118,13 @@ impl Window {
 ///
 /// # Errors
 ///
-/// When they are more than `bytes_max`, of which nothing is kept, or when it is none. They say how to close.
+/// When they are more than `bytes_max`, of which nothing is kept, when it is none, or when it has more blocks that end it
+/// than anybody needs. They say how to close.
 pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
     INFLATER.with_borrow_mut(|inflater| {
         inflater.reset(false);
         let mut message = Vec::with_capacity(ROOM.min(bytes_max + 1));
+        let mut last_blocks = 0;
         for part in [compressed, &TAIL] {
             let mut rest = part;
             loop {
@@ -132,6 +138,10 @@ pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
                 }
                 if status == Status::StreamEnd {
                     // A block may say that it is the last, and not be (RFC 7692 §7.2.3.4).
+                    last_blocks += 1;
+                    if last_blocks > LAST_BLOCKS_MAX {
+                        return Err(Close::POLICY);
+                    }
                     inflater.reset(false);
                 } else if message.len() == message.capacity() {
                     let more = message.len().max(ROOM);
@@ -258,6 +268,13 @@ mod tests {
             inflate(&bomb, 64 << 20).map(|bytes| bytes.len()),
             Ok(64 << 20)
         );
+    }
+
+    #[test]
+    fn last_blocks_are_counted() {
+        let blocks = |count| [3, 0].repeat(count);
+        assert_eq!(inflate(&blocks(LAST_BLOCKS_MAX), 9), Ok(vec![]));
+        assert_eq!(inflate(&blocks(LAST_BLOCKS_MAX + 1), 9), Err(Close::POLICY));
     }
 
     #[test]
