@@ -1,6 +1,7 @@
 //! The command line: a node to be served, and clients of a running cluster.
 
 mod act;
+mod bench;
 mod connection;
 mod drain;
 mod health;
@@ -109,6 +110,8 @@ enum Client {
     Tail(Asking<tail::Tail>),
     /// Ask a node whether it is ready for clients
     Health(Asking<health::Health>),
+    /// Measure a running cluster: fan-out, latency, handshakes, memory
+    Bench(bench::Bench),
 }
 
 /// Where a node's configuration comes from.
@@ -204,6 +207,7 @@ impl Client {
             Self::Drain(asking) => ask!(asking),
             Self::Tail(asking) => ask!(asking),
             Self::Health(asking) => ask!(asking),
+            Self::Bench(bench) => runtime.block_on(bench.run()),
         }
     }
 }

@@ -77,6 +77,10 @@ const BUCKETS: [f64; 13] = [
 /// How often samples of histograms are put into their buckets, where nobody reads them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// What is said of the process's CPU time, and what should be.
+const CPU_GAUGE: &str = "# TYPE process_cpu_seconds_total gauge";
+const CPU_COUNTER: &str = "# TYPE process_cpu_seconds_total counter";
+
 /// The recorder of the process. A second node, as in tests, shares it.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -166,7 +170,9 @@ impl Meters {
         metrics::gauge!("unisono_queue_bytes").set(queue_bytes as f64);
         metrics::gauge!("unisono_users").set(self.users.len() as f64);
         self.process.collect();
-        self.prometheus.render()
+        // It is a gauge here for the sake of its fractions, and is a counter.
+        let text = self.prometheus.render();
+        text.replacen(CPU_GAUGE, CPU_COUNTER, 1)
     }
 }
 

@@ -5,6 +5,7 @@ mod applications;
 mod auth;
 mod backends;
 mod bad_input;
+mod bench;
 mod browser;
 mod churn;
 mod cli;

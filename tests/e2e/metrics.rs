@@ -40,6 +40,18 @@ async fn the_exposition_is_what_prometheus_takes() {
 }
 
 #[tokio::test]
+async fn cpu_time_has_fractions_of_a_second() {
+    let node = Node::alone("").await;
+    eventually("some hundredths of a second were used", async || {
+        let metrics = node.metrics().await;
+        let text = "# TYPE process_cpu_seconds_total counter\n";
+        assert!(metrics.text().contains(text), "{}", metrics.text());
+        metrics.get("process_cpu_seconds_total").fract() > 0.0
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn names_and_ids_make_no_series() {
     let node = Node::alone("").await;
     let mut first = node.client("/first").await;

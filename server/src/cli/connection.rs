@@ -23,18 +23,37 @@ pub struct Connection {
     /// Any node of the cluster
     #[arg(long, env = "UNISONO_URL", default_value = "http://127.0.0.1:8080", value_parser = url)]
     url: Url,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// Where several nodes are, for what goes to each of them.
+#[derive(Args)]
+#[command(next_help_heading = "Connection")]
+pub struct Connections {
+    /// A node of the cluster; may be given several times, or with commas between them
+    #[arg(long = "url", env = "UNISONO_URL", default_value = "http://127.0.0.1:8080", value_parser = url,
+          value_name = "URL", value_delimiter = ',')]
+    urls: Vec<Url>,
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// How to speak to a node, wherever it is.
+#[derive(Args, Clone)]
+pub struct Access {
     /// An API key, one of `api.keys`; in the variable, other users of the machine do not see it
     #[arg(long, env = "UNISONO_KEY", hide_env_values = true)]
     key: Option<String>,
     /// A PEM file of authorities to trust, in place of those of the system
     #[arg(long, env = "UNISONO_CA", value_name = "FILE")]
-    ca: Option<PathBuf>,
+    pub ca: Option<PathBuf>,
     /// How long to wait for an answer
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "DURATION")]
-    timeout: Duration,
+    pub timeout: Duration,
     /// Print JSON, for programs
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 // What documents a command is at its name, in `cli.rs`: a comment here would take its place.
@@ -49,7 +68,8 @@ pub struct Asking<T: Args> {
 /// The HTTP API of a node.
 pub struct Api {
     http: Client,
-    connection: Connection,
+    url: Url,
+    access: Access,
 }
 
 /// Lines of an answer that goes on.
@@ -64,7 +84,8 @@ const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// More than any answer has.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-fn url(text: &str) -> Result<Url, String> {
+/// The URL of a node, or its address.
+pub fn url(text: &str) -> Result<Url, String> {
     let whole = match text.contains("://") {
         true => text.to_owned(),
         false => format!("http://{text}"),
@@ -76,26 +97,44 @@ fn url(text: &str) -> Result<Url, String> {
     }
 }
 
+impl Connections {
+    /// The APIs of those nodes, in their order.
+    pub fn apis(&self) -> Result<Vec<Api>, Failure> {
+        let api = |url: &Url| Api::at_url(url.clone(), self.access.clone());
+        self.urls.iter().map(api).collect()
+    }
+}
+
 impl Api {
     /// The API at the other end of that connection.
-    pub fn new(mut connection: Connection) -> Result<Self, Failure> {
+    pub fn new(connection: Connection) -> Result<Self, Failure> {
+        Self::at_url(connection.url, connection.access)
+    }
+
+    /// The API of the node at that URL.
+    pub fn at_url(url: Url, mut access: Access) -> Result<Self, Failure> {
         // A variable that is set to nothing.
-        connection.key = connection.key.filter(|key| !key.is_empty());
+        access.key = access.key.filter(|key| !key.is_empty());
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = fetch::builder(connection.url.as_str());
-        if let Some(file) = &connection.ca {
+        let mut http = fetch::builder(url.as_str());
+        if let Some(file) = &access.ca {
             let trusted = fs::read(file).context("cannot read it");
             let trusted = trusted.and_then(|text| Ok(Certificate::from_pem_bundle(&text)?));
             let trusted = trusted.with_context(|| format!("--ca {}", file.display()))?;
             http = http.tls_certs_only(trusted);
         }
         let http = http.build().context("cannot make an HTTP client")?;
-        Ok(Self { http, connection })
+        Ok(Self { http, url, access })
+    }
+
+    /// Where the node is.
+    pub fn url(&self) -> &Url {
+        &self.url
     }
 
     /// Whether a program reads the output.
     pub fn json(&self) -> bool {
-        self.connection.json
+        self.access.json
     }
 
     /// `GET`, and the body of a 200.
@@ -127,10 +166,21 @@ impl Api {
         }
     }
 
+    /// `GET` of a text; none where the node has nothing there.
+    pub async fn get_text(&self, path: &str) -> Result<Option<String>, Failure> {
+        let request = self.http.get(self.at(path, &[]));
+        let response = self.send(request.timeout(self.access.timeout)).await?;
+        if response.status() != StatusCode::OK {
+            return Ok(None);
+        }
+        let body = fetch::body(response, ANSWER_BYTES_MAX).await?;
+        Ok(Some(String::from_utf8_lossy(&body).into_owned()))
+    }
+
     /// `GET` of lines that come for as long as somebody reads them.
     pub async fn stream(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, Failure> {
         let request = self.http.get(self.at(path, query));
-        let timeout = self.connection.timeout;
+        let timeout = self.access.timeout;
         let sent = tokio::time::timeout(timeout, self.send(request)).await;
         let mut response = sent.map_err(|_| self.silent())??;
         let status = response.status();
@@ -150,7 +200,7 @@ impl Api {
     }
 
     async fn ask(&self, request: RequestBuilder) -> Result<(StatusCode, Value), Failure> {
-        let request = request.timeout(self.connection.timeout);
+        let request = request.timeout(self.access.timeout);
         let response = self.send(request).await?;
         let status = response.status();
         let body = fetch::body(response, ANSWER_BYTES_MAX).await?;
@@ -158,14 +208,14 @@ impl Api {
             Ok(body) => Ok((status, body)),
             Err(_) if status == StatusCode::OK => Err(Failure::Failed(format!(
                 "what answers at {} is no node of Unisono: look at --url or UNISONO_URL",
-                self.connection.url
+                self.url
             ))),
             Err(_) => Err(self.refusal(status, &Value::Null)),
         }
     }
 
     async fn send(&self, mut request: RequestBuilder) -> Result<Response, Failure> {
-        if let Some(key) = &self.connection.key {
+        if let Some(key) = &self.access.key {
             request = request.bearer_auth(key);
         }
         request
@@ -175,7 +225,7 @@ impl Api {
     }
 
     fn at(&self, path: &str, query: &[(&str, &str)]) -> Url {
-        let mut url = self.connection.url.clone();
+        let mut url = self.url.clone();
         let base = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{base}{path}"));
         url.set_fragment(None);
@@ -188,7 +238,7 @@ impl Api {
 
     /// Nobody answered, and what to do about it.
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let url = &self.connection.url;
+        let url = &self.url;
         if error.is_timeout() {
             return self.silent();
         }
@@ -203,8 +253,8 @@ impl Api {
     }
 
     fn silent(&self) -> Failure {
-        let url = &self.connection.url;
-        let timeout = humantime::format_duration(self.connection.timeout);
+        let url = &self.url;
+        let timeout = humantime::format_duration(self.access.timeout);
         Failure::Failed(format!("{url} does not answer within {timeout}"))
     }
 
@@ -214,12 +264,12 @@ impl Api {
         let said = |field| error.get(field).and_then(Value::as_str);
         let message = match (said("message"), said("code")) {
             (Some(message), Some(code)) => format!("{message} ({code})"),
-            _ => format!("{} answers {status}", self.connection.url),
+            _ => format!("{} answers {status}", self.url),
         };
         if status != StatusCode::UNAUTHORIZED {
             return Failure::Failed(message);
         }
-        let advice = match &self.connection.key {
+        let advice = match &self.access.key {
             None => "Give an API key with --key or UNISONO_KEY: one of `api.keys` of the node.",
             Some(_) => "The key of --key or UNISONO_KEY has to be one of `api.keys` of the node.",
         };

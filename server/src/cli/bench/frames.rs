@@ -1,0 +1,161 @@
+//! Frames as a server sends them: unmasked, whole messages. They are read where they lie.
+
+use anyhow::ensure;
+
+/// The start of a stream, and what was cut off its end.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// A frame that is not complete.
+    rest: Vec<u8>,
+}
+
+/// One of them.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    Text(&'a [u8]),
+    Ping(&'a [u8]),
+    /// With the code and the reason, as they come.
+    Close(&'a [u8]),
+    /// Any other.
+    Other,
+}
+
+/// More than a node sends.
+const FRAME_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Room for a frame that is cut, which a socket may keep.
+const KEPT_BYTES: usize = 4 * 1024;
+
+/// Of a close frame with the code 1000 and of others: what masks a payload. It need not be a secret here.
+const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+impl Frames {
+    /// A stream that has begun with that.
+    pub fn begun(rest: Vec<u8>) -> Self {
+        Self { rest }
+    }
+
+    /// Hands out the frames that are complete with those bytes.
+    pub fn feed(&mut self, bytes: &[u8], mut on: impl FnMut(Frame)) -> anyhow::Result<()> {
+        if self.rest.is_empty() {
+            let read = read(bytes, &mut on)?;
+            self.rest.extend_from_slice(&bytes[read..]);
+            return Ok(());
+        }
+        self.rest.extend_from_slice(bytes);
+        let read = read(&self.rest, &mut on)?;
+        self.rest.drain(..read);
+        if self.rest.is_empty() {
+            self.rest.shrink_to(KEPT_BYTES);
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes the complete frames have.
+fn read(bytes: &[u8], on: &mut impl FnMut(Frame)) -> anyhow::Result<usize> {
+    let mut at = 0;
+    while let Some((opcode, head, payload)) = head(&bytes[at..]) {
+        ensure!(payload <= FRAME_BYTES_MAX, "a frame of {payload} bytes");
+        let (start, end) = (at + head, at + head + payload as usize);
+        let Some(payload) = bytes.get(start..end) else {
+            break;
+        };
+        on(match opcode {
+            1 => Frame::Text(payload),
+            8 => Frame::Close(payload),
+            9 => Frame::Ping(payload),
+            _ => Frame::Other,
+        });
+        at = end;
+    }
+    Ok(at)
+}
+
+/// Opcode, bytes of the head, bytes of the payload.
+fn head(bytes: &[u8]) -> Option<(u8, usize, u64)> {
+    let [first, second, rest @ ..] = bytes else {
+        return None;
+    };
+    let (head, length) = match second & 0x7f {
+        126 => (4, u64::from(u16::from_be_bytes(*rest.first_chunk()?))),
+        127 => (10, u64::from_be_bytes(*rest.first_chunk()?)),
+        length => (2, u64::from(length)),
+    };
+    Some((first & 0x0f, head, length))
+}
+
+/// A pong, or (with a code) a close, as a client sends it. A control frame has at most 125 bytes.
+pub fn control(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let payload = &payload[..payload.len().min(125)];
+    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    frame.extend(MASK);
+    frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(a, b)| a ^ b));
+    frame
+}
+
+/// Bytes on the wire of a text that a server sends.
+pub fn wire_bytes(payload: usize) -> usize {
+    payload
+        + match payload {
+            0..126 => 2,
+            126..65_536 => 4,
+            _ => 10,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_the_same_however_the_stream_is_cut() {
+        let text = |payload: &[u8]| {
+            crate::websocket::frame::encode(crate::websocket::Opcode::Text, payload)
+        };
+        let long = vec![b'y'; 70_000];
+        let mut stream = text(b"{}").to_vec();
+        stream.extend(text(&[b'x'; 200]));
+        stream.extend(text(&long));
+        stream.extend([0x89, 2, b'h', b'i', 0x82, 0, 0x88, 0]);
+        let expected: Vec<(u8, Vec<u8>)> = vec![
+            (1, b"{}".to_vec()),
+            (1, vec![b'x'; 200]),
+            (1, long),
+            (9, b"hi".to_vec()),
+            (0, vec![]),
+            (8, vec![]),
+        ];
+        for cut in [1, 2, 3, 7, 199, 70_001, stream.len()] {
+            let (mut frames, mut seen) = (Frames::default(), vec![]);
+            for part in stream.chunks(cut) {
+                let fed = frames.feed(part, |frame| {
+                    seen.push(match frame {
+                        Frame::Text(payload) => (1, payload.to_vec()),
+                        Frame::Ping(payload) => (9, payload.to_vec()),
+                        Frame::Close(payload) => (8, payload.to_vec()),
+                        Frame::Other => (0, vec![]),
+                    });
+                });
+                fed.unwrap();
+            }
+            assert!(seen == expected, "cut into pieces of {cut}");
+            assert!(frames.rest.is_empty() && frames.rest.capacity() <= 70_100);
+        }
+        assert_eq!(wire_bytes(200), text(&[b'x'; 200]).len());
+    }
+
+    #[test]
+    fn a_frame_without_end_is_refused() {
+        let mut head = vec![0x81, 127];
+        head.extend(u64::MAX.to_be_bytes());
+        assert!(Frames::default().feed(&head, |_| ()).is_err());
+    }
+
+    #[test]
+    fn what_a_client_says_is_masked() {
+        let frame = control(10, b"hi");
+        assert_eq!(frame[..2], [0x8a, 0x82]);
+        assert_eq!([frame[6] ^ MASK[0], frame[7] ^ MASK[1]], *b"hi");
+    }
+}

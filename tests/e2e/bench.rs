@@ -1,0 +1,388 @@
+//! `unisono bench` on running clusters: what it counts is exact, and what it cannot do it says.
+
+use std::process::Output;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use unisono_tests::{
+    Certificate, Identity, Node, Process, Sandbox, eventually, free_port, unisono,
+};
+
+use crate::config::text;
+
+/// `unisono bench` with those nodes.
+fn bench(urls: &[&str], args: &[&str]) -> Output {
+    let mut command = unisono();
+    command.arg("bench").args(args);
+    for url in urls {
+        command.args(["--url", url]);
+    }
+    command.output().expect("unisono runs")
+}
+
+/// The report of a run in which everything came once.
+#[track_caller]
+fn report(urls: &[&str], args: &[&str]) -> Value {
+    let output = bench(urls, &[args, &["--json"]].concat());
+    let (said, printed) = (text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(0), "{said}{printed}");
+    assert_eq!(said, "", "no progress where there is no terminal");
+    serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+}
+
+fn urls(sandbox: &Sandbox) -> Vec<&str> {
+    let nodes = sandbox.nodes.iter();
+    nodes.map(|node| node.api().base()).collect()
+}
+
+/// Every message once at everybody, and what it took.
+#[track_caller]
+fn assert_whole(report: &Value, messages: u64, deliveries: u64) {
+    for (name, expected) in [
+        ("messages", messages),
+        ("deliveries", deliveries),
+        ("expected", deliveries),
+        ("lost", 0),
+        ("duplicates", 0),
+        ("late", 0),
+        ("failed", 0),
+        ("foreign", 0),
+    ] {
+        assert_eq!(report[name], expected, "{name}: {report}");
+    }
+    assert_eq!(report["delivery_us"]["count"], deliveries, "{report}");
+    assert_eq!(report["answer_us"]["count"], messages, "{report}");
+    let at = |name: &str| report["delivery_us"][name].as_f64().expect("a number");
+    assert!(at("p50") > 0.0 && at("p50") <= at("p99.9") && at("p99.9") <= at("max") * 1.001);
+    let cpu = &report["node_cpu_us_per_delivery"];
+    assert!(cpu.as_f64().is_some_and(|us| us >= 0.0), "{report}");
+}
+
+#[tokio::test]
+async fn bench_counts_every_delivery_of_a_room_and_knows_its_ratio_to_a_bare_loop() {
+    let sandbox = Sandbox::start(2).await;
+    let fanout = ["fanout", "--sockets", "20", "--messages", "300"];
+    let report = report(&urls(&sandbox), &fanout);
+    assert_whole(&report, 300, 6_000);
+    assert_eq!(report["sockets"], 20);
+    assert_eq!(report["loop"], "closed");
+    assert_eq!(report["raw"]["steps"], 100_000);
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let raw = number(&report["raw"]["cpu_us_per_step"]);
+    let ratio = number(&report["node_cpu_us_per_delivery"]) / raw;
+    assert!((number(&report["ratio"]) - ratio).abs() < 0.02, "{report}");
+
+    let deliveries = async |node: usize| {
+        let metrics = sandbox.nodes[node].metrics().await;
+        metrics.sum("unisono_deliveries_total")
+    };
+    assert_eq!(
+        deliveries(0).await,
+        3_000.0,
+        "half the room is on each node"
+    );
+    assert_eq!(deliveries(1).await, 3_000.0);
+}
+
+#[tokio::test]
+async fn bench_at_a_rate_counts_from_when_a_message_was_due() {
+    let sandbox = Sandbox::start(2).await;
+    let args = [
+        "fanout",
+        "--sockets",
+        "6",
+        "--rate",
+        "200",
+        "--messages",
+        "100",
+        "--bytes",
+        "70000",
+        "--no-raw",
+    ];
+    let report = report(&urls(&sandbox), &args);
+    assert_whole(&report, 100, 600);
+    assert_eq!(report["loop"], "open");
+    assert_eq!(report["raw"], Value::Null);
+    assert_eq!(report["ratio"], Value::Null);
+    // The last is due after 99 intervals of 5 ms.
+    let seconds = report["seconds"].as_f64().expect("a number");
+    assert!(seconds >= 0.495, "{report}");
+}
+
+#[tokio::test]
+async fn bench_emits_through_the_other_node() {
+    let sandbox = Sandbox::start(2).await;
+    let args = ["emit", "--sockets", "4", "--messages", "50"];
+    let report = report(&urls(&sandbox), &args);
+    assert_whole(&report, 50, 50);
+    assert_eq!(report["health_us"]["count"], 200);
+    assert!(report["ratio"].as_f64() > Some(0.0), "{report}");
+    let sent = sandbox.nodes[0].metrics().await;
+    assert!(sent.sum("unisono_bus_sent_messages_total") >= 25.0);
+}
+
+#[tokio::test]
+async fn bench_fills_many_rooms() {
+    let sandbox = Sandbox::start(2).await;
+    let args = [
+        "rooms",
+        "--rooms",
+        "10",
+        "--members",
+        "3",
+        "--messages",
+        "95",
+        "--window",
+        "30",
+        "--no-raw",
+    ];
+    let report = report(&urls(&sandbox), &args);
+    assert_whole(&report, 95, 285);
+    assert_eq!(report["sockets"], 30);
+}
+
+#[tokio::test]
+async fn bench_shakes_hands_and_holds_sockets() {
+    let sandbox = Sandbox::start(2).await;
+    let urls = urls(&sandbox);
+    let connect = report(&urls, &["connect", "--sockets", "60", "--concurrency", "7"]);
+    assert_eq!(
+        (&connect["sockets"], &connect["failed"]),
+        (&60.into(), &0.into())
+    );
+    assert_eq!(connect["handshake_us"]["count"], 60);
+    assert_eq!(connect["raw_handshake_us"]["count"], 60);
+    assert_eq!(connect["raw"]["steps"], 60);
+    eventually("the sockets are gone", async || {
+        sandbox.nodes[0].metrics().await.sum("unisono_sockets") == 0.0
+            && sandbox.nodes[1].metrics().await.sum("unisono_sockets") == 0.0
+    })
+    .await;
+
+    let idle = report(&urls, &["idle", "--sockets", "50", "--duration", "1s"]);
+    assert_eq!(
+        (&idle["sockets"], &idle["node_sockets_more"]),
+        (&50.into(), &50.into())
+    );
+    assert!(idle["node_kib_per_socket"].is_number(), "{idle}");
+    assert!(idle["node_cpu_us_per_socket_second"].is_number(), "{idle}");
+}
+
+#[test]
+fn bench_knows_the_limit_of_the_machine() {
+    let raw = report(&[], &["raw", "--sockets", "10", "--messages", "500"]);
+    assert_eq!(raw["writes"], 5_000);
+    let output = bench(&[], &["raw", "--sockets", "2", "--messages", "10"]);
+    let table = text(&output.stdout);
+    assert!(
+        table.starts_with("FIGURE") && table.contains("cpu us per write"),
+        "{table}"
+    );
+}
+
+#[tokio::test]
+async fn bench_speaks_tls_with_keys_tokens_and_metrics_elsewhere() {
+    let identity = Identity::new(&Certificate::new());
+    let admin = format!("127.0.0.1:{}", free_port());
+    let node = Node::config("secure")
+        .tls(&identity)
+        .key("a-long-secret-of-the-api")
+        .toml(&format!("[admin]\nlisten = \"{admin}\""))
+        .start()
+        .await;
+    let ca = identity.authority();
+    let ca = ca.to_str().expect("a path");
+    let args = [
+        "fanout",
+        "--sockets",
+        "5",
+        "--messages",
+        "20",
+        "--no-raw",
+        "--key",
+        "a-long-secret-of-the-api",
+        "--ca",
+        ca,
+    ];
+    let without = report(&[node.api().base()], &args);
+    assert_eq!(
+        (&without["deliveries"], &without["lost"]),
+        (&100.into(), &0.into())
+    );
+    assert_eq!(without["node_cpu_us_per_delivery"], Value::Null);
+    let notes = without["notes"].to_string();
+    assert!(notes.contains("--metrics-url"), "{notes}");
+
+    let with = report(
+        &[node.api().base()],
+        &[&args[..], &["--metrics-url", &admin]].concat(),
+    );
+    assert_whole(&with, 20, 100);
+}
+
+#[tokio::test]
+async fn bench_says_what_it_cannot_do() {
+    let free = format!("http://127.0.0.1:{}", free_port());
+    let locked = Node::config("locked")
+        .key("a-long-secret-of-the-api")
+        .start()
+        .await;
+    let ruled = Node::alone(
+        "[[rooms]]\npattern = \"/json\"\nformat = \"json\"\n\n[[rooms]]\npattern = \"/raw\"\nformat = \"raw\"",
+    )
+    .await;
+    let small = Node::alone("[sockets]\nmax = 3").await;
+    let tokens =
+        Node::alone("[auth]\nmode = \"token\"\nsecret = \"a secret of at least 32 bytes, it is\"")
+            .await;
+    let (locked, ruled) = (locked.api().base(), ruled.api().base());
+    let (small, tokens) = (small.api().base(), tokens.api().base());
+    let cases: &[(&str, &[&str], i32, &[&str])] = &[
+        (&free, &["fanout"], 1, &["cannot reach", "--url"]),
+        (locked, &["fanout"], 1, &["--key", "UNISONO_KEY"]),
+        (
+            locked,
+            &["rooms", "--key", "wrong"],
+            1,
+            &["has to be one of `api.keys`"],
+        ),
+        (
+            ruled,
+            &["fanout"],
+            1,
+            &["refuses the handshake: 404", "--room"],
+        ),
+        (
+            ruled,
+            &["fanout", "--room", "/raw", "--timeout", "300ms"],
+            1,
+            &["unisono:open", "json"],
+        ),
+        (
+            small,
+            &["fanout", "--sockets", "9"],
+            1,
+            &["refuses the handshake: 503"],
+        ),
+        (
+            tokens,
+            &["fanout"],
+            1,
+            &["refuses the handshake: 401", "--token"],
+        ),
+        (
+            ruled,
+            &["fanout", "--sockets", "100000000"],
+            1,
+            &["too few open files", "ulimit -n"],
+        ),
+        (
+            &free,
+            &["idle", "--sockets", "100000000"],
+            1,
+            &["too few open files"],
+        ),
+        (
+            &free,
+            &["fanout", "--window", "1", "--rate", "1"],
+            64,
+            &["cannot be used with"],
+        ),
+        (&free, &["fanout", "--window", "9999"], 64, &["1..=1024"]),
+        (&free, &["fanout", "--bytes", "3"], 64, &["39"]),
+        (&free, &["fanout", "--sockets", "0"], 64, &["--sockets"]),
+        (&free, &[], 64, &["fanout"]),
+    ];
+    for (url, args, status, parts) in cases {
+        let output = match args {
+            [] => unisono().arg("bench").output().expect("unisono runs"),
+            args => bench(&[url], args),
+        };
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(*status), "{args:?}: {said}");
+        for part in *parts {
+            assert!(said.contains(part), "{args:?}: no {part} in {said}");
+        }
+        assert_eq!(text(&output.stdout), "", "{args:?}");
+    }
+    let allowed = [
+        "fanout",
+        "--room",
+        "/json",
+        "--sockets",
+        "2",
+        "--messages",
+        "5",
+        "--no-raw",
+    ];
+    assert_eq!(report(&[ruled], &allowed)["deliveries"], 10);
+    // Some handshakes are refused, and the others are counted.
+    let output = bench(
+        &[small],
+        &["connect", "--sockets", "9", "--no-raw", "--json"],
+    );
+    let part: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(1), "{part}");
+    assert_eq!(
+        (&part["sockets"], &part["failed"]),
+        (&3.into(), &6.into()),
+        "{part}"
+    );
+    assert!(part["notes"].to_string().contains("503"), "{part}");
+}
+
+/// A bench while it runs.
+fn started(directory: &TempDir, url: &str, args: &[&str]) -> Process {
+    let mut command = unisono();
+    command.arg("bench").args(args).args(["--url", url]);
+    Process::spawn("bench", command, directory.path(), "")
+}
+
+#[tokio::test]
+async fn bench_ends_with_a_report_on_ctrl_c() {
+    let node = Node::alone("").await;
+    let directory = TempDir::with_prefix("unisono-bench-").expect("a temporary directory");
+    let args = ["fanout", "--sockets", "5", "--duration", "1h", "--json"];
+    let mut process = started(&directory, node.api().base(), &args);
+    eventually("messages are sent", async || {
+        node.metrics().await.sum("unisono_deliveries_total") > 100.0
+    })
+    .await;
+    process.interrupt();
+    assert_eq!(process.exited().await.code(), Some(0));
+    let report: Value = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert_eq!(
+        (&report["interrupted"], &report["lost"]),
+        (&true.into(), &0.into())
+    );
+    assert!(report["deliveries"].as_u64() > Some(100), "{report}");
+    assert_eq!(report["deliveries"], report["expected"]);
+}
+
+#[tokio::test]
+async fn bench_says_that_a_node_went_away() {
+    let mut node = Node::alone("").await;
+    let directory = TempDir::with_prefix("unisono-bench-").expect("a temporary directory");
+    let args = [
+        "fanout",
+        "--sockets",
+        "5",
+        "--duration",
+        "1h",
+        "--json",
+        "--timeout",
+        "1s",
+    ];
+    let mut process = started(&directory, node.api().base(), &args);
+    eventually("messages are sent", async || {
+        node.metrics().await.sum("unisono_deliveries_total") > 100.0
+    })
+    .await;
+    node.kill();
+    assert_eq!(process.exited().await.code(), Some(1));
+    let report: Value = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert!(
+        report["notes"].to_string().contains("ended early"),
+        "{report}"
+    );
+}
