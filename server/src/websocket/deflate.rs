@@ -24,6 +24,10 @@ const SMALL_WINDOW_BITS: u8 = 9;
 /// What a message ends with that was flushed, and is left out (RFC 7692 §7.2.1).
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
+/// An empty block that says that it is the last. Behind a whole message it is one; behind one that was cut off it is
+/// anything else.
+const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
+
 /// Bytes that an inflated message is given room for at first, and at least by which that grows.
 const ROOM: usize = 4 * 1024;
 
@@ -123,41 +127,72 @@ impl Window {
 pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
     INFLATER.with_borrow_mut(|inflater| {
         inflater.reset(false);
-        let mut message = Vec::with_capacity(ROOM.min(bytes_max + 1));
-        let mut last_blocks = 0;
-        for part in [compressed, &TAIL] {
-            let mut rest = part;
-            loop {
-                let before = inflater.total_in();
-                let status = inflater
-                    .decompress_vec(rest, &mut message, FlushDecompress::None)
-                    .map_err(|_| Close::BAD_DEFLATE)?;
-                rest = &rest[(inflater.total_in() - before) as usize..];
-                if message.len() > bytes_max {
-                    return Err(Close::TOO_BIG);
-                }
-                if status == Status::StreamEnd {
-                    // A block may say that it is the last, and not be (RFC 7692 §7.2.3.4).
-                    last_blocks += 1;
-                    if last_blocks > LAST_BLOCKS_MAX {
-                        return Err(Close::POLICY);
-                    }
-                    inflater.reset(false);
-                } else if message.len() == message.capacity() {
-                    let more = message.len().max(ROOM);
-                    message.reserve_exact(more.min(bytes_max + 1 - message.len()));
-                    continue;
-                }
-                if rest.is_empty() {
-                    break;
-                }
-                if status == Status::BufError {
-                    return Err(Close::BAD_DEFLATE);
-                }
+        let mut inflating = Inflating {
+            inflater,
+            message: Vec::with_capacity(ROOM.min(bytes_max + 1)),
+            bytes_max,
+            last_blocks: 0,
+        };
+        // A client that ends with a last block may leave out what would come behind it.
+        if !inflating.read(compressed)? {
+            let last_blocks = inflating.last_blocks;
+            inflating.read(&TAIL)?;
+            let len = inflating.message.len();
+            let still_open = inflating.last_blocks == last_blocks;
+            inflating.last_blocks = 0;
+            let whole = still_open && inflating.read(&LAST_BLOCK)?;
+            if !whole || inflating.message.len() != len {
+                return Err(Close::BAD_DEFLATE);
             }
         }
-        Ok(message)
+        Ok(inflating.message)
     })
+}
+
+/// A message that is being inflated.
+struct Inflating<'a> {
+    inflater: &'a mut Decompress,
+    message: Vec<u8>,
+    bytes_max: usize,
+    last_blocks: usize,
+}
+
+impl Inflating<'_> {
+    /// Reads a part of it, and says whether that ended with a last block.
+    fn read(&mut self, part: &[u8]) -> Result<bool, Close> {
+        let mut rest = part;
+        loop {
+            let before = self.inflater.total_in();
+            let status = self
+                .inflater
+                .decompress_vec(rest, &mut self.message, FlushDecompress::None)
+                .map_err(|_| Close::BAD_DEFLATE)?;
+            rest = &rest[(self.inflater.total_in() - before) as usize..];
+            let len = self.message.len();
+            if len > self.bytes_max {
+                return Err(Close::TOO_BIG);
+            }
+            if status == Status::StreamEnd {
+                // A block may say that it is the last, and not be (RFC 7692 §7.2.3.4).
+                self.inflater.reset(false);
+                self.last_blocks += 1;
+                if self.last_blocks > LAST_BLOCKS_MAX {
+                    return Err(Close::POLICY);
+                }
+                if rest.is_empty() {
+                    return Ok(true);
+                }
+            } else if len == self.message.capacity() {
+                let more = len.max(ROOM);
+                self.message
+                    .reserve_exact(more.min(self.bytes_max + 1 - len));
+            } else if rest.is_empty() {
+                return Ok(false);
+            } else if status == Status::BufError {
+                return Err(Close::BAD_DEFLATE);
+            }
+        }
+    }
 }
 
 /// More than a message of so many bytes has when it is compressed, however badly (zlib's `deflateBound`, which says what
@@ -257,6 +292,20 @@ mod tests {
             );
             assert_eq!(inflate(message, 4), Err(Close::TOO_BIG), "{message:x?}");
         }
+    }
+
+    #[test]
+    fn a_message_that_was_cut_off_is_none() {
+        let text = "a text that is worth compressing, a text that is worth compressing; ".repeat(9);
+        let compressed = Window::Large.compress(text.as_bytes()).unwrap();
+        for end in 1..compressed.len() {
+            // What is missing is taken from what comes behind, and that may be anything.
+            let cut = inflate(&compressed[..end], 1_000);
+            assert!(cut.is_err(), "{end} of {} bytes", compressed.len());
+        }
+        // As of a compressor that was finished, and of one that was not told to forget that.
+        let ended = [0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        assert_eq!(inflate(&ended, 5).as_deref(), Ok(&b"Hello"[..]));
     }
 
     #[test]
