@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Compress, Compression, FlushCompress, Status};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use proto::Close;
 
 /// How far back a compressed message may refer, which decides who can read it.
@@ -31,13 +33,13 @@ const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 /// Bytes that an inflated message is given room for at first, and at least by which that grows.
 const ROOM: usize = 4 * 1024;
 
-/// Blocks in one message that say that they are the last. Behind each the inflater begins anew, which takes it longer
-/// than to read a thousand bytes, and the client only the two that an empty one has.
+/// Blocks in one message that say that they are the last. Behind each the inflater begins anew, which costs it more than
+/// the client the two bytes of an empty one.
 pub const LAST_BLOCKS_MAX: usize = 16;
 
 thread_local! {
     static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
-    static INFLATER: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    static INFLATER: RefCell<DecompressorOxide> = RefCell::default();
 }
 
 impl Window {
@@ -126,10 +128,12 @@ impl Window {
 /// than anybody needs. They say how to close.
 pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
     INFLATER.with_borrow_mut(|inflater| {
-        inflater.reset(false);
+        inflater.init();
         let mut inflating = Inflating {
             inflater,
-            message: Vec::with_capacity(ROOM.min(bytes_max + 1)),
+            message: Vec::new(),
+            len: 0,
+            from: 0,
             bytes_max,
             last_blocks: 0,
         };
@@ -137,22 +141,30 @@ pub fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Close> {
         if !inflating.read(compressed)? {
             let last_blocks = inflating.last_blocks;
             inflating.read(&TAIL)?;
-            let len = inflating.message.len();
+            let len = inflating.len;
             let still_open = inflating.last_blocks == last_blocks;
             inflating.last_blocks = 0;
             let whole = still_open && inflating.read(&LAST_BLOCK)?;
-            if !whole || inflating.message.len() != len {
+            if !whole || inflating.len != len {
                 return Err(Close::BAD_DEFLATE);
             }
         }
-        Ok(inflating.message)
+        let Inflating {
+            mut message, len, ..
+        } = inflating;
+        message.truncate(len);
+        Ok(message)
     })
 }
 
 /// A message that is being inflated.
 struct Inflating<'a> {
-    inflater: &'a mut Decompress,
+    inflater: &'a mut DecompressorOxide,
+    /// What there is of it, and room for more.
     message: Vec<u8>,
+    len: usize,
+    /// Behind the latest last block, which is as far back as anything may refer.
+    from: usize,
     bytes_max: usize,
     last_blocks: usize,
 }
@@ -160,36 +172,37 @@ struct Inflating<'a> {
 impl Inflating<'_> {
     /// Reads a part of it, and says whether that ended with a last block.
     fn read(&mut self, part: &[u8]) -> Result<bool, Close> {
+        let flags = inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
+            | inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         let mut rest = part;
         loop {
-            let before = self.inflater.total_in();
-            let status = self
-                .inflater
-                .decompress_vec(rest, &mut self.message, FlushDecompress::None)
-                .map_err(|_| Close::BAD_DEFLATE)?;
-            rest = &rest[(self.inflater.total_in() - before) as usize..];
-            let len = self.message.len();
-            if len > self.bytes_max {
+            let room = &mut self.message[self.from..];
+            let at = self.len - self.from;
+            let (status, read, written) = decompress(self.inflater, rest, room, at, flags);
+            rest = &rest[read..];
+            self.len += written;
+            if self.len > self.bytes_max {
                 return Err(Close::TOO_BIG);
             }
-            if status == Status::StreamEnd {
+            match status {
+                TINFLStatus::NeedsMoreInput => return Ok(false),
+                TINFLStatus::HasMoreOutput => {
+                    let more = (2 * self.len).max(ROOM);
+                    self.message.resize(more.min(self.bytes_max + 1), 0);
+                }
                 // A block may say that it is the last, and not be (RFC 7692 §7.2.3.4).
-                self.inflater.reset(false);
-                self.last_blocks += 1;
-                if self.last_blocks > LAST_BLOCKS_MAX {
-                    return Err(Close::POLICY);
+                TINFLStatus::Done => {
+                    self.inflater.init();
+                    self.from = self.len;
+                    self.last_blocks += 1;
+                    if self.last_blocks > LAST_BLOCKS_MAX {
+                        return Err(Close::POLICY);
+                    }
+                    if rest.is_empty() {
+                        return Ok(true);
+                    }
                 }
-                if rest.is_empty() {
-                    return Ok(true);
-                }
-            } else if len == self.message.capacity() {
-                let more = len.max(ROOM);
-                self.message
-                    .reserve_exact(more.min(self.bytes_max + 1 - len));
-            } else if rest.is_empty() {
-                return Ok(false);
-            } else if status == Status::BufError {
-                return Err(Close::BAD_DEFLATE);
+                _ => return Err(Close::BAD_DEFLATE),
             }
         }
     }
