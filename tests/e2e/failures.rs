@@ -124,6 +124,10 @@ async fn a_worker_that_is_held_up_is_noticed_and_holds_up_nobody_else() {
     a.send("fail", json!({"part": "handler", "block_ms": 10_000}))
         .await;
 
+    eventually("the handler is at work", async || {
+        matches!(live(&node).await, 503 | 0)
+    })
+    .await;
     // Whichever worker is asked, it does not say yes.
     for _ in 0..2 {
         let (status, slowest) = tokio::join!(live(&node), async {
