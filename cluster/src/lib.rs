@@ -1,7 +1,7 @@
 //! The nodes: what one node of the cluster knows of the others, and how it speaks to them.
 //!
 //! [`start`] runs a node's side of the bus on a thread of its own and gives back a [`Cluster`], the
-//! handle that the rest of the program holds. What other nodes want comes out as [`Event`]s. Nothing
+//! handle that the rest of the program holds. What other nodes want comes out as [`Event`]s and [`Call`]s. Nothing
 //! here knows what a socket is made of: a host that can deliver publications and answer requests is
 //! all that it asks for.
 
@@ -29,5 +29,5 @@ pub use link::LinkState;
 pub use membership::{Peer, Unreadable};
 pub use memory::{MemoryBus, MemoryHub};
 pub use nats::{CLIENT_LOG_TARGET, NatsAuth, NatsBus, NatsConfig, NatsError, check_server};
-pub use node::{Cluster, Config, Event, Load, Node, Responder, Sent, start};
+pub use node::{Call, Cluster, Config, Event, Load, Node, Responder, Sent, start};
 pub use subject::{ClusterName, ClusterNameError, Subject, Subjects};

@@ -97,15 +97,6 @@ pub enum Event {
         /// Its share of the budget.
         permit: Permit,
     },
-    /// To be answered.
-    Request {
-        /// What is asked.
-        request: Request,
-        /// Takes the answer.
-        responder: Responder,
-        /// Its share of the budget, where it carries a payload.
-        permit: Option<Permit>,
-    },
     /// An application asks, in JSON, and this node is the one to serve it.
     Api {
         /// The last token of the subject.
@@ -136,6 +127,17 @@ pub enum Event {
         /// A word for the client.
         reason: &'static str,
     },
+}
+
+/// What another node asks of the host.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Takes the answer.
+    pub responder: Responder,
+    /// Its share of the budget, where it carries a payload.
+    pub permit: Option<Permit>,
 }
 
 /// Sends one answer back to the node that asked.
@@ -569,7 +571,10 @@ impl Missed {
 
 impl Node {
     /// Runs until the handle is gone, or something in it is broken. Must be polled inside a [`tokio::task::LocalSet`].
-    pub async fn run<B: Bus>(self, bus: B) {
+    ///
+    /// Calls of other nodes are handed to `serve` on this thread, in the order in which they came, so that an answer
+    /// costs no detour over another; it passes them on and waits for nothing.
+    pub async fn run<B: Bus>(self, bus: B, serve: impl Fn(Call) + 'static) {
         let bus = Rc::new(bus);
         let (inputs, inputs_receiver) = mpsc::channel(self.config.queue_messages_max);
         let (urgent, urgent_receiver) = mpsc::channel(URGENT_MAX);
@@ -581,6 +586,7 @@ impl Node {
             budget: self.budget,
             asks: self.asks,
             events: self.events.clone(),
+            serve: Rc::new(serve),
             inputs,
             data: self.data.clone(),
             traffic: Traffic {

@@ -14,7 +14,8 @@ use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
 use unisono_cluster::{
-    Budget, CallError, Cluster, ClusterName, Config, Event, LinkState, Load, MemoryHub, Sent, start,
+    Budget, Call, CallError, Cluster, ClusterName, Config, Event, LinkState, Load, MemoryHub, Sent,
+    start,
 };
 
 /// Nodes on one hub. The host of each answers requests and writes down what it is told.
@@ -89,7 +90,7 @@ impl Sim {
                 log.borrow_mut().on(event);
             }
         });
-        let bus = spawn_local(node.run(self.hub.connect()));
+        let bus = spawn_local(node.run(self.hub.connect(), answer));
         self.nodes.push(Node {
             cluster,
             seen,
@@ -127,6 +128,16 @@ impl Sim {
     }
 }
 
+fn answer(call: Call) {
+    call.responder.respond(match call.request {
+        Request::Act(Target::Sockets(to), _) => {
+            let delivered = |id| (id, Status::Delivered);
+            Answer::Statuses(to.into_iter().map(delivered).collect())
+        }
+        _ => Answer::Count(1),
+    });
+}
+
 impl Seen {
     fn on(&mut self, event: Event) {
         match event {
@@ -149,15 +160,6 @@ impl Seen {
                     responder.respond(Answer::Count(2));
                 }
             }
-            Event::Request {
-                request, responder, ..
-            } => responder.respond(match request {
-                Request::Act(Target::Sockets(to), _) => {
-                    let delivered = |id| (id, Status::Delivered);
-                    Answer::Statuses(to.into_iter().map(delivered).collect())
-                }
-                _ => Answer::Count(1),
-            }),
             Event::Api {
                 verb, responder, ..
             } => {

@@ -4,12 +4,46 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use actix::Addr;
-use cluster::Permit;
+use cluster::{Call, Permit};
 use proto::envelope::{Answer, Request, RoomsPage, SocketsPage, Status, Target};
 use proto::{RoomName, SocketId};
 use tokio::sync::oneshot;
+use tokio::task::spawn_local;
 
 use crate::registry::{Ask, Registry};
+use crate::trace::{Parent, Span};
+use crate::unisono::Unisono;
+
+/// Answers a call of another node. To be called on the bus's thread: it waits for nothing.
+pub fn serve(unisono: &Unisono, call: Call) {
+    let Call {
+        request,
+        responder,
+        permit,
+    } = call;
+    let shared = &unisono.shared;
+    match request {
+        Request::Drain => {
+            shared.drain_wanted.notify_one();
+            responder.respond(Answer::Pong);
+        }
+        Request::Tail(query) => {
+            let (tails, cluster) = (Arc::clone(&shared.tails), shared.cluster.clone());
+            spawn_local(async move {
+                let page = tails.take(query, |bytes| cluster.fits(bytes)).await;
+                // Whoever asks knows what it means when it is no page.
+                responder.respond(page.map_or(Answer::Pong, Answer::Tail));
+            });
+        }
+        request => {
+            let span = shared.answering(&request, Parent::Elsewhere);
+            let answer = unisono.workers.ask(request, permit.as_ref());
+            spawn_local(async move {
+                responder.respond(Span::until(span, answer).await);
+            });
+        }
+    }
+}
 
 /// The workers of this node. Cheap to clone.
 #[derive(Clone)]

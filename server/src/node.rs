@@ -259,34 +259,6 @@ impl StreamHandler<Event> for Node {
                 };
                 self.deliver(&delivery);
             }
-            Event::Request {
-                request,
-                responder,
-                permit,
-            } => {
-                let request = match request {
-                    Request::Drain => {
-                        self.shared.drain_wanted.notify_one();
-                        return responder.respond(Answer::Pong);
-                    }
-                    Request::Tail(query) => {
-                        let (tails, cluster) =
-                            (Arc::clone(&self.shared.tails), self.shared.cluster.clone());
-                        actix_rt::spawn(async move {
-                            let page = tails.take(query, |bytes| cluster.fits(bytes)).await;
-                            // Whoever asks knows what it means when it is no page.
-                            responder.respond(page.map_or(Answer::Pong, Answer::Tail));
-                        });
-                        return;
-                    }
-                    request => request,
-                };
-                let span = self.shared.answering(&request, Parent::Elsewhere);
-                let answer = self.workers.ask(request, permit.as_ref());
-                actix_rt::spawn(async move {
-                    responder.respond(Span::until(span, answer).await);
-                });
-            }
             Event::Api {
                 verb,
                 body,

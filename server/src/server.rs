@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use actix::{AsyncContext, Context};
 use anyhow::Context as _;
-use cluster::{Budget, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
+use cluster::{Budget, Call, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use futures_util::FutureExt;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::api;
 use crate::app::App;
-use crate::ask::Workers;
+use crate::ask::{self, Workers};
 use crate::auth::Auth;
 use crate::config::{AuthMode, Config};
 use crate::events::Events;
@@ -170,13 +170,6 @@ impl Server {
                 }
             },
         );
-        run_bus(
-            cluster_node,
-            nats.map(|nats| NatsConfig {
-                client_name: format!("unisono {node_id}"),
-                ..nats
-            }),
-        )?;
         let limit = Limit {
             rate: config.sockets.handshake_rate,
             burst: config.sockets.handshake_burst,
@@ -226,6 +219,15 @@ impl Server {
             parent: Parent::None,
         };
         let _ = late.set(unisono.clone());
+        let serving = unisono.clone();
+        run_bus(
+            cluster_node,
+            nats.map(|nats| NatsConfig {
+                client_name: format!("unisono {node_id}"),
+                ..nats
+            }),
+            move |call| ask::serve(&serving, call),
+        )?;
         let mut doors = Vec::new();
         for worker in running {
             let _ = worker.open.send(unisono.clone());
@@ -430,14 +432,21 @@ fn offer(
 }
 
 /// Runs the node's side of the bus on a thread of its own.
-fn run_bus(node: cluster::Node, nats: Option<NatsConfig>) -> io::Result<()> {
+fn run_bus(
+    node: cluster::Node,
+    nats: Option<NatsConfig>,
+    serve: impl Fn(Call) + Send + 'static,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let run = async move || match nats {
-        None => node.run(MemoryHub::new(ALONE_PAYLOAD_MAX).connect()).await,
+        None => {
+            let bus = MemoryHub::new(ALONE_PAYLOAD_MAX).connect();
+            node.run(bus, serve).await;
+        }
         Some(config) => match NatsBus::connect(config).await {
-            Ok(bus) => node.run(bus).await,
+            Ok(bus) => node.run(bus, serve).await,
             Err(error) => error!(%error, "no bus"),
         },
     };

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Event, Input, Parcel, Responder, Traffic};
+use super::{Call, Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
 use crate::connections::Connections;
 use crate::{AskError, Budget, Message, Subject, Subjects};
@@ -26,6 +26,7 @@ pub(super) struct Reader {
     pub(super) budget: Budget,
     pub(super) asks: Asks,
     pub(super) events: mpsc::Sender<Event>,
+    pub(super) serve: Rc<dyn Fn(Call)>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
     pub(super) traffic: Traffic,
@@ -127,12 +128,11 @@ impl Reader {
                     }
                     _ => None,
                 };
-                self.event(Event::Request {
+                (self.serve)(Call {
                     request,
                     responder,
                     permit,
-                })
-                .await;
+                });
             }
             (Body::Unknown | Body::Request(Request::Unknown), ..) => self.skip(),
             _ => self.refuse(&"unexpected in an inbox"),
