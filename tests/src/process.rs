@@ -188,6 +188,23 @@ impl Process {
             .sum()
     }
 
+    /// Nanoseconds on a CPU of each worker thread of a node.
+    pub fn workers_cpu(&self) -> Vec<u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process runs");
+        let mut workers: Vec<_> = (tasks.flatten().map(|task| task.path()))
+            // As the runtime of actix names them, and the kernel cuts it.
+            .filter(|task| read(&task.join("comm")).starts_with("actix-rt"))
+            .collect();
+        workers.sort_unstable();
+        let spent = workers.iter().map(|task| read(&task.join("schedstat")));
+        spent
+            .map(|stat| {
+                let spent = stat.split_whitespace().next();
+                spent.and_then(|ns| ns.parse().ok()).expect("a number")
+            })
+            .collect()
+    }
+
     /// Open file descriptors.
     pub fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid()))

@@ -1,0 +1,75 @@
+//! How a node spreads its work over its threads.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use proto::SocketId;
+use serde_json::json;
+use unisono_tests::{Client, Node};
+
+const WORKERS: usize = 4;
+
+async fn node() -> Node {
+    let workers = format!("--set=workers={WORKERS}");
+    Node::config("alone").arg(&workers).start().await
+}
+
+/// How many of the clients each worker holds.
+fn by_worker(clients: &[Client]) -> BTreeMap<usize, usize> {
+    let mut count = BTreeMap::new();
+    for client in clients {
+        let id = SocketId::parse(&client.id).expect("an id");
+        *count.entry(id.worker()).or_default() += 1;
+    }
+    count
+}
+
+#[tokio::test]
+async fn a_hot_room_uses_all_workers() {
+    let mut node = node().await;
+    let mut clients = vec![];
+    for _ in 0..25 * WORKERS {
+        clients.push(node.client("/hot").await);
+    }
+    let held = by_worker(&clients);
+    assert!(
+        held.len() == WORKERS && held.values().all(|count| (20..=30).contains(count)),
+        "{held:?}"
+    );
+
+    let before = node.process().workers_cpu();
+    let text = "x".repeat(4 * 1024);
+    let (publisher, members) = clients.split_first_mut().expect("clients");
+    for _ in 0..100 {
+        publisher.publish("/hot", "m", json!(text)).await;
+    }
+    join_all(members.iter_mut().map(async |member| {
+        for _ in 0..100 {
+            member.expect("m").await;
+        }
+    }))
+    .await;
+    let after = node.process().workers_cpu();
+    let spent: Vec<u64> = (after.iter().zip(&before))
+        .map(|(after, before)| after - before)
+        .collect();
+    let all: u64 = spent.iter().sum();
+    assert_eq!(spent.len(), WORKERS);
+    // Each of four does a quarter, but for the noise of so short a time.
+    assert!(spent.iter().all(|one| 8 * one > all), "{spent:?}");
+}
+
+#[tokio::test]
+async fn many_rooms_spread_over_the_workers() {
+    let node = node().await;
+    let mut clients = vec![];
+    for room in 0..1_000 {
+        clients.push(node.client(&format!("/rooms/{room}")).await);
+    }
+    let held = by_worker(&clients);
+    let fair = 1_000 / WORKERS;
+    assert!(
+        held.len() == WORKERS && held.values().all(|count| count.abs_diff(fair) < fair / 10),
+        "{held:?}"
+    );
+}
