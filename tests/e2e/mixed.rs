@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use unisono_tests::{Node, PATIENCE, Sandbox, SandboxConfig, eventually};
 
-use crate::traffic::{Listener, ROOM, Source, fence, nothing_is_lost};
+use crate::traffic::Traffic;
 
 const SETTINGS: &str = "[drain]\ndelay = \"0s\"\nwindow = \"200ms\"\n\
     [[rooms]]\npattern = \"/watched\"\nevents = [\"occupied\", \"vacated\"]\n\
@@ -183,18 +183,7 @@ async fn an_upgrade_and_a_rollback_lose_nothing() {
         for _ in 0..3 {
             let mut node = sandbox.nodes.remove(0);
             let (left, right) = (&sandbox.nodes[0], &sandbox.nodes[1]);
-            let listeners = [
-                Listener::start(left.client(ROOM).await, 2),
-                Listener::start(right.client(ROOM).await, 2),
-            ];
-            let sources = [
-                ("left", Source::start("left", left.api().clone()).await),
-                ("right", Source::start("right", right.api().clone()).await),
-                (
-                    "leaving",
-                    Source::start("leaving", node.api().clone()).await,
-                ),
-            ];
+            let traffic = Traffic::around([left, right], &node).await;
             node.terminate();
             assert_eq!(node.process().exited().await.code(), Some(0));
             let node = match upgrade {
@@ -203,18 +192,9 @@ async fn an_upgrade_and_a_rollback_lose_nothing() {
             };
             sandbox.nodes.push(node);
             sandbox.all_know_each_other().await;
-            let mut taken = vec![];
-            for (name, source) in sources {
-                taken.push((name, source.taken().await));
-            }
-            fence(&[sandbox.api(0), sandbox.api(1)]).await;
-            for listener in listeners {
-                let heard = listener.heard().await;
-                for (name, taken) in &taken {
-                    let heard = heard.get(*name).map(Vec::as_slice).unwrap_or_default();
-                    nothing_is_lost(name, taken, heard);
-                }
-            }
+            traffic
+                .loses_nothing([sandbox.api(0), sandbox.api(1)])
+                .await;
         }
         // All of one version, whichever it is.
         assert_eq!(versions(&sandbox.api(0).nodes().await), 1);

@@ -9,9 +9,7 @@ use unisono_tests::{
     Api, Client, Departure, Nginx, Node, Returning, Sandbox, eventually, upgrade_request,
 };
 
-use crate::traffic::{
-    Listener, ROOM, Source, fence, nothing_is_lost, nothing_is_lost_in_any_order,
-};
+use crate::traffic::{BALANCED, Traffic};
 
 const CLIENTS: usize = 240;
 const DELAY: Duration = Duration::from_millis(700);
@@ -79,22 +77,8 @@ async fn restart(mut node: Node, others: &Sandbox, balanced: &Api) -> (Node, Res
     let all: Vec<&Node> = others.nodes.iter().chain([&node]).collect();
     let sockets = everybody_is_here(&all).await[2];
     let (left, right) = (&others.nodes[0], &others.nodes[1]);
-    let listeners = [
-        Listener::start(left.client(ROOM).await, 2),
-        Listener::start(right.client(ROOM).await, 2),
-    ];
-    let sources = [
-        ("left", Source::start("left", left.api().clone()).await),
-        ("right", Source::start("right", right.api().clone()).await),
-        (
-            "leaving",
-            Source::start("leaving", node.api().clone()).await,
-        ),
-        (
-            "balanced",
-            Source::start("balanced", balanced.clone()).await,
-        ),
-    ];
+    let mut traffic = Traffic::around([left, right], &node).await;
+    traffic.add(BALANCED, balanced).await;
     let id = node.id().await;
 
     let terminated = Instant::now();
@@ -114,21 +98,7 @@ async fn restart(mut node: Node, others: &Sandbox, balanced: &Api) -> (Node, Res
     let took = terminated.elapsed();
     assert!(took < DELAY + WINDOW + MARGIN, "{took:?}");
 
-    let mut taken = vec![];
-    for (name, source) in sources {
-        taken.push((name, source.taken().await));
-    }
-    fence(&[left.api(), right.api()]).await;
-    for listener in listeners {
-        let heard = listener.heard().await;
-        for (name, taken) in &taken {
-            let heard = heard.get(*name).map(Vec::as_slice).unwrap_or_default();
-            match *name {
-                "balanced" => nothing_is_lost_in_any_order(name, taken, heard),
-                _ => nothing_is_lost(name, taken, heard),
-            }
-        }
-    }
+    traffic.loses_nothing([left.api(), right.api()]).await;
     let restart = Restart {
         id,
         sockets,

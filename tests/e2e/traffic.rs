@@ -7,26 +7,37 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use unisono_tests::{Api, Client, Heard, PATIENCE};
+use unisono_tests::{Api, Client, Heard, Node, PATIENCE};
+
+/// The source that publishes by way of a load balancer.
+pub const BALANCED: &str = "balanced";
+
+/// Sources and listeners around a node that leaves and comes back.
+pub struct Traffic {
+    sources: Vec<(&'static str, Source)>,
+    listeners: [Listener; LISTENERS],
+}
+
+const LISTENERS: usize = 2;
 
 /// The room of all of this.
-pub const ROOM: &str = "/steady";
+const ROOM: &str = "/steady";
 
 /// The pace of one source: some hundred a second.
 const PACE: Duration = Duration::from_millis(5);
 
 /// Publishes 0, 1, 2 and so on, one after the other, until it is enough or the node is gone.
-pub struct Source {
+struct Source {
     task: JoinHandle<Vec<u64>>,
     enough: watch::Sender<bool>,
 }
 
-/// Hears a room, up to a number of fences.
-pub struct Listener(JoinHandle<BTreeMap<String, Vec<u64>>>);
+/// Hears a room, up to a fence from each node that stays.
+struct Listener(JoinHandle<BTreeMap<String, Vec<u64>>>);
 
 impl Source {
     /// Publishes under that name. Returns when the first is taken.
-    pub async fn start(name: &'static str, api: Api) -> Self {
+    async fn start(name: &'static str, api: Api) -> Self {
         let (enough, stop) = watch::channel(false);
         let (begin, mut begun) = watch::channel(false);
         let task = tokio::spawn(async move {
@@ -65,21 +76,20 @@ impl Source {
     }
 
     /// The numbers that were taken.
-    pub async fn taken(self) -> Vec<u64> {
+    async fn taken(self) -> Vec<u64> {
         let _ = self.enough.send(true);
         self.task.await.expect("a source that does not panic")
     }
 }
 
 impl Listener {
-    /// Hears what comes until so many fences have come.
-    pub fn start(mut client: Client, fences: usize) -> Self {
+    fn start(mut client: Client) -> Self {
         Self(tokio::spawn(async move {
             let mut heard: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-            let mut left = fences;
-            while left > 0 {
+            let mut fences = 0;
+            while fences < LISTENERS {
                 match client.hear().await {
-                    Heard::Event(event) if event.event == "fence" => left -= 1,
+                    Heard::Event(event) if event.event == "fence" => fences += 1,
                     Heard::Event(event) if event.event == "n" => {
                         let name = event.data[0].as_str().expect("a name").to_owned();
                         let number = event.data[1].as_u64().expect("a number");
@@ -94,41 +104,70 @@ impl Listener {
     }
 
     /// What came, by the name of the source.
-    pub async fn heard(self) -> BTreeMap<String, Vec<u64>> {
+    async fn heard(self) -> BTreeMap<String, Vec<u64>> {
         self.0.await.expect("a listener that does not panic")
     }
 }
 
-/// Nothing comes after what these have sent.
-pub async fn fence(apis: &[&Api]) {
-    for api in apis {
-        api.publish(ROOM, "fence", Value::Null).await;
+impl Traffic {
+    /// Sources on three nodes, and listeners on the two that stay.
+    pub async fn around(stay: [&Node; 2], leaving: &Node) -> Self {
+        let [left, right] = stay;
+        let mut traffic = Self {
+            listeners: [
+                Listener::start(left.client(ROOM).await),
+                Listener::start(right.client(ROOM).await),
+            ],
+            sources: vec![],
+        };
+        for (name, node) in [("left", left), ("right", right), ("leaving", leaving)] {
+            traffic.add(name, node.api()).await;
+        }
+        traffic
+    }
+
+    /// One more source.
+    pub async fn add(&mut self, name: &'static str, api: &Api) {
+        let source = Source::start(name, api.clone()).await;
+        self.sources.push((name, source));
+    }
+
+    /// Ends, and sees that both listeners heard each number that was taken: once, and in order, but for what went by
+    /// several nodes, which promise none between them.
+    pub async fn loses_nothing(self, stay: [&Api; LISTENERS]) {
+        let mut taken = vec![];
+        for (name, source) in self.sources {
+            taken.push((name, source.taken().await));
+        }
+        // Nothing comes after what these have sent.
+        for api in stay {
+            api.publish(ROOM, "fence", Value::Null).await;
+        }
+        for listener in self.listeners {
+            let heard = listener.heard().await;
+            for (name, taken) in &taken {
+                let heard = heard.get(*name).map(Vec::as_slice).unwrap_or_default();
+                nothing_is_lost(name, taken, heard);
+            }
+        }
     }
 }
 
-/// Each that was taken came, in the order of the numbers and once. What was not taken may have come.
+/// What was not taken may have come.
 #[track_caller]
-pub fn nothing_is_lost(name: &str, taken: &[u64], heard: &[u64]) {
+fn nothing_is_lost(name: &str, taken: &[u64], heard: &[u64]) {
     assert!(!taken.is_empty(), "{name} published nothing");
+    let mut heard = heard.to_vec();
+    if name == BALANCED {
+        heard.sort_unstable();
+    }
     assert!(
         heard.is_sorted_by(|a, b| a < b),
         "{name}: twice, or in another order: {heard:?}"
     );
-    nothing_is_lost_in_any_order(name, taken, heard);
-}
-
-/// As [`nothing_is_lost`], for what went by several nodes, which promise no order between them.
-#[track_caller]
-pub fn nothing_is_lost_in_any_order(name: &str, taken: &[u64], heard: &[u64]) {
-    let mut sorted = heard.to_vec();
-    sorted.sort_unstable();
-    assert!(
-        sorted.is_sorted_by(|a, b| a < b),
-        "{name}: twice: {heard:?}"
-    );
     let lost: Vec<_> = taken
         .iter()
-        .filter(|number| sorted.binary_search(number).is_err())
+        .filter(|number| heard.binary_search(number).is_err())
         .collect();
     assert!(lost.is_empty(), "{name}: lost: {lost:?}");
 }
