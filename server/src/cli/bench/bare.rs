@@ -65,6 +65,9 @@ const WRITES: u64 = 100_000;
 /// Pings of a bare loop: the same.
 const PINGS: u64 = 50_000;
 
+/// Well below the 28,232 ports that Linux has for connections from one address to one port of another.
+const CONNECTIONS_MAX: u64 = 20_000;
+
 /// Files that are no sockets: those of the runtime, the standard ones, some to spare.
 pub const OTHER_FILES: u64 = 200;
 
@@ -116,8 +119,10 @@ fn thread_cpu() -> Duration {
     )
 }
 
-/// Both ends are files of this process: of so many connections, as many as its limit allows.
+/// Of so many connections, as many as one address has ports for and as this process may have files, for both ends are
+/// here.
 pub fn connections(wanted: u64) -> u32 {
+    let wanted = wanted.min(CONNECTIONS_MAX);
     let files = 2 * wanted + OTHER_FILES;
     let limit = rlimit::increase_nofile_limit(files).unwrap_or(0);
     let sockets = wanted.min(limit.saturating_sub(OTHER_FILES) / 2).max(1);

@@ -60,11 +60,11 @@ impl Connect {
         let interrupted = stop.is_cancelled();
         let (_, closed) = run.end().await;
 
+        let mut report = Report::of("connect");
         let bare = match self.place.no_raw || interrupted {
             true => None,
-            false => Some(self.bare(&nodes).await?),
+            false => report.bare(self.bare(&nodes).await),
         };
-        let mut report = Report::of("connect");
         report.shape(made.made, &nodes);
         report.count("failed", made.failed);
         report.value("seconds", round(made.own.time.as_secs_f64()));

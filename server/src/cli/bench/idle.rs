@@ -53,11 +53,11 @@ impl Idle {
         let interrupted = stop.is_cancelled();
         let (_, closed) = run.end().await;
 
+        let mut report = Report::of("idle");
         let bare = match pings > 0 && !self.place.no_raw && !interrupted {
-            true => Some(bare(nodes.wire, members.len() as u64, &stop).await?),
+            true => report.bare(bare(nodes.wire, members.len() as u64, &stop).await),
             false => None,
         };
-        let mut report = Report::of("idle");
         let sockets = members.len() as f64;
         report.shape(members.len() as u64, &nodes);
         report.value("seconds", round(held.as_secs_f64()));

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use clap::Args;
 use cluster::RoundTrip;
 use hdrhistogram::Histogram;
@@ -78,16 +79,23 @@ enum Against {
     Requests { nats: Option<String> },
 }
 
-/// What an answer takes at least.
+/// What an answer takes at least, measured before and after, since machines have their moods.
 struct Floor {
     /// A request to a node that asks for nothing, through the same client.
     health: Histogram<u64>,
     /// A request over NATS with as many bytes, and its reply without any.
-    nats: Option<Histogram<u64>>,
+    nats: Option<Nats>,
 }
 
-/// Round trips that make a floor.
-const FLOOR_TRIPS: u32 = 200;
+struct Nats {
+    url: String,
+    trip: RoundTrip,
+    payload: Bytes,
+    latency: Histogram<u64>,
+}
+
+/// Round trips at one time, of each kind.
+const FLOOR_TRIPS: usize = 100;
 
 impl Fanout {
     pub async fn run(self, stop: CancellationToken) -> Outcome {
@@ -148,16 +156,23 @@ impl Course {
             Against::Loop => Targets::Rooms(shape.rooms),
             Against::Requests { nats } => {
                 if !place.no_raw {
-                    floor = Some(Floor::measure(&nodes, nats, load.bytes, &stop).await?);
+                    floor = Some(Floor::find(&nodes, nats, load.bytes).await?);
                 }
                 let sockets = members.iter().map(|member| (member.id, member.node));
                 Targets::Sockets(sockets.collect())
             }
         };
         let bare = !place.no_raw && matches!(targets, Targets::Rooms(_));
+        if let Some(floor) = &mut floor {
+            floor.measure(&nodes, &stop).await?;
+        }
         let before = nodes.read().await;
         let own = run.send(&load, targets, window.unwrap_or(1)).await;
         let after = nodes.read().await;
+        let again = match &mut floor {
+            Some(floor) => floor.measure(&nodes, &stop).await,
+            None => Ok(()),
+        };
         let interrupted = stop.is_cancelled();
         let (tally, closed) = run.end().await;
 
@@ -169,12 +184,16 @@ impl Course {
         if let Some(floor) = &floor {
             floor.report(&mut report);
         }
+        if let Err(Failure::Failed(why) | Failure::Usage(why)) = again {
+            report.note(format!("the floor is that from before the run: {why}"));
+        }
         let bare = match bare && !interrupted {
             true => {
                 let bytes = tally.wire_bytes_per_delivery();
                 let bytes = bytes.map_or(wire_bytes(load.bytes), |bytes| bytes.round() as usize);
                 let writing = Writing::like(sockets, bytes, window.unwrap_or(1));
-                Some((writing, bare::write(writing, &stop).await?))
+                let spent = report.bare(bare::write(writing, &stop).await);
+                spent.map(|spent| (writing, spent))
             }
             false => None,
         };
@@ -204,47 +223,50 @@ impl Course {
 }
 
 impl Floor {
-    async fn measure(
-        nodes: &Nodes,
-        nats: Option<String>,
-        bytes: usize,
-        stop: &CancellationToken,
-    ) -> Result<Self, Failure> {
-        let trip = match &nats {
+    /// Nothing yet; with connections to the NATS server, where one is named.
+    async fn find(nodes: &Nodes, nats: Option<String>, bytes: usize) -> Result<Self, Failure> {
+        let nats = match nats {
             None => None,
             Some(url) => {
-                let trip = RoundTrip::connect(url, "unisono bench", nodes.timeout).await;
-                Some(trip.map_err(|error| no_nats(url, &error))?)
+                let trip = RoundTrip::connect(&url, "unisono bench", nodes.timeout).await;
+                Some(Nats {
+                    trip: trip.map_err(|error| no_nats(&url, &error))?,
+                    url,
+                    payload: vec![b'x'; bytes].into(),
+                    latency: histogram(),
+                })
             }
         };
-        let mut floor = Self {
+        Ok(Self {
             health: histogram(),
-            nats: trip.is_some().then(histogram),
-        };
-        let payload = vec![b'x'; bytes];
-        for turn in 0..FLOOR_TRIPS as usize {
+            nats,
+        })
+    }
+
+    /// Asks in turns, for as long as nobody stops it.
+    async fn measure(&mut self, nodes: &Nodes, stop: &CancellationToken) -> Result<(), Failure> {
+        for turn in 0..FLOOR_TRIPS {
             if stop.is_cancelled() {
                 break;
             }
             let begin = Instant::now();
             let api = &nodes.apis[turn % nodes.apis.len()];
             api.get_any("/health/live", &[]).await?;
-            record(&mut floor.health, begin.elapsed());
-            if let (Some(trip), Some(url), Some(nats)) = (&trip, &nats, &mut floor.nats) {
-                let payload = payload.clone().into();
+            record(&mut self.health, begin.elapsed());
+            if let Some(nats) = &mut self.nats {
                 let begin = Instant::now();
-                let asked = trip.ask(payload).await;
-                asked.map_err(|error| no_nats(url, &error))?;
-                record(nats, begin.elapsed());
+                let asked = nats.trip.ask(nats.payload.clone()).await;
+                asked.map_err(|error| no_nats(&nats.url, &error))?;
+                record(&mut nats.latency, begin.elapsed());
             }
         }
-        Ok(floor)
+        Ok(())
     }
 
     fn report(&self, report: &mut Report) {
         report.latency("health", &self.health);
         if let Some(nats) = &self.nats {
-            report.latency("nats", nats);
+            report.latency("nats", &nats.latency);
         }
     }
 
@@ -259,14 +281,14 @@ impl Floor {
         report.note(
             "the ratio is that of the medians of answer and health, a request that does nothing",
         );
-        let Some(nats) = self.nats.as_ref().filter(|nats| !nats.is_empty()) else {
+        let Some(nats) = &self.nats else {
             return;
         };
         if nodes.apis.len() < 2 {
             report.note("nothing of this went over NATS: name two nodes with --url");
             return;
         }
-        let over = answer - health - median_us(nats);
+        let over = answer - health - median_us(&nats.latency);
         report.figure("over_floor_us", round(over), format!("{over:.0}"));
         report.note(
             "over floor us is what the median of answer is above those of health and nats together",

@@ -176,6 +176,12 @@ impl Report {
         self.latency("answer", &tally.answer);
     }
 
+    /// What a bare loop came to. Where it failed, the other figures are still good.
+    pub fn bare<T>(&mut self, measured: anyhow::Result<T>) -> Option<T> {
+        let failed = |error| self.note(format!("no bare loop, and so no ratio: {error:#}"));
+        measured.map_err(failed).ok()
+    }
+
     /// CPU, and its ratio to that of the bare loop.
     pub fn cost(&mut self, cost: &Cost) {
         let of = cost.of;
@@ -318,6 +324,9 @@ mod tests {
             bare: None,
         });
         assert_eq!(report.json["ratio"], Value::Null);
+        assert_eq!(report.bare(Ok(1)), Some(1));
+        assert_eq!(report.bare::<u32>(Err(anyhow::anyhow!("no ports"))), None);
+        assert!(report.notes.iter().any(|note| note.ends_with("no ports")));
         report.latency("answer", &histogram());
         assert_eq!(report.json["answer_us"], Value::Null);
         report.tally(&Tally::new(Stamp { run: 1 }, 1, 1));
