@@ -28,6 +28,8 @@ pub use calls::{CallError, Gathered};
 pub use link::LinkState;
 pub use membership::{Peer, Unreadable};
 pub use memory::{MemoryBus, MemoryHub};
-pub use nats::{CLIENT_LOG_TARGET, NatsAuth, NatsBus, NatsConfig, NatsError, check_server};
+pub use nats::{
+    CLIENT_LOG_TARGET, NatsAuth, NatsBus, NatsConfig, NatsError, RoundTrip, check_server,
+};
 pub use node::{Call, Cluster, Config, Event, Load, Node, Responder, Sent, start};
 pub use subject::{ClusterName, ClusterNameError, Subject, Subjects};

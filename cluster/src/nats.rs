@@ -5,13 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, PublishErrorKind, ServerAddr, StatusCode, Subscriber,
+    Client, ConnectError, ConnectOptions, Event, HeaderMap, PublishErrorKind, ServerAddr,
+    StatusCode, Subscriber,
 };
-use futures_util::Stream;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::runtime;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{Bus, BusStatus, Message, Outgoing, PublishError, Subject};
@@ -76,6 +81,15 @@ struct Seen {
 
 /// Messages of one subscription.
 pub struct NatsSubscription(Option<Subscriber>);
+
+/// A request and its reply over a NATS server, and nothing else: what a call to another node takes at least. The
+/// replies come from a connection and a thread of their own, as those of another node do.
+pub struct RoundTrip {
+    client: Client,
+    subject: String,
+    /// Dropped, it ends the thread.
+    _answering: oneshot::Sender<()>,
+}
 
 /// Servers or credentials that cannot be used, whatever the network does.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +272,101 @@ impl Stream for NatsSubscription {
             })
         })
     }
+}
+
+// === impl RoundTrip ===
+
+impl RoundTrip {
+    /// Makes both connections to that server, each within `timeout`, which is that of a round trip, too. They have
+    /// the name `client_name`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no server, or it refuses.
+    pub async fn connect(
+        server: &str,
+        client_name: &str,
+        timeout: Duration,
+    ) -> Result<Self, NatsError> {
+        let connect = || {
+            let options = ConnectOptions::new().name(client_name);
+            let options = options.connection_timeout(timeout);
+            options
+                .request_timeout(Some(timeout))
+                .connect(server.to_owned())
+        };
+        let client = connect().await.map_err(error)?;
+        let subject = client.new_inbox();
+        let (answering, ended) = oneshot::channel();
+        let (ready, answers) = oneshot::channel();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(error)?;
+        let connecting = connect();
+        let at = subject.clone();
+        thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = answer(connecting, at, ready) => {}
+                    _ = ended => {}
+                }
+            });
+        });
+        match answers.await {
+            Ok(connected) => connected?,
+            Err(_) => {
+                return Err(NatsError(
+                    "the connection that answers has ended".to_owned(),
+                ));
+            }
+        }
+        Ok(Self {
+            client,
+            subject,
+            _answering: answering,
+        })
+    }
+
+    /// One round trip: those bytes there, none back.
+    ///
+    /// # Errors
+    ///
+    /// When no reply comes.
+    pub async fn ask(&self, payload: Bytes) -> Result<(), NatsError> {
+        let subject = self.subject.clone();
+        let reply = self.client.request(subject, payload).await;
+        reply.map(drop).map_err(error)
+    }
+}
+
+/// Replies to whatever comes to that subject, and says when it begins to.
+async fn answer(
+    connecting: impl Future<Output = Result<Client, ConnectError>>,
+    subject: String,
+    ready: oneshot::Sender<Result<(), NatsError>>,
+) {
+    let begun = async {
+        let client = connecting.await.map_err(error)?;
+        let requests = client.subscribe(subject.clone()).await.map_err(error)?;
+        // Comes back when the server knows the subscription.
+        client.publish(subject, Bytes::new()).await.map_err(error)?;
+        Ok((client, requests))
+    };
+    let (client, mut requests) = match begun.await {
+        Ok(begun) => begun,
+        Err(why) => return drop(ready.send(Err(why))),
+    };
+    let mut ready = Some(ready);
+    while let Some(request) = requests.next().await {
+        match (request.reply, ready.take()) {
+            (Some(reply), _) => drop(client.publish(reply, Bytes::new()).await),
+            (None, Some(ready)) => drop(ready.send(Ok(()))),
+            (None, None) => {}
+        }
+    }
+}
+
+fn error(error: impl std::fmt::Display) -> NatsError {
+    NatsError(error.to_string())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::Value;
 use tempfile::TempDir;
 use unisono_tests::{
-    Certificate, Identity, Node, Process, Sandbox, eventually, free_port, unisono,
+    Certificate, Identity, Node, Process, Sandbox, Terminal, eventually, free_port, unisono,
 };
 
 use crate::config::text;
@@ -28,6 +28,10 @@ fn report(urls: &[&str], args: &[&str]) -> Value {
     assert_eq!(output.status.code(), Some(0), "{said}{printed}");
     assert_eq!(said, "", "no progress where there is no terminal");
     serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
 }
 
 fn urls(sandbox: &Sandbox) -> Vec<&str> {
@@ -54,8 +58,11 @@ fn assert_whole(report: &Value, messages: u64, deliveries: u64) {
     assert_eq!(report["answer_us"]["count"], messages, "{report}");
     let at = |name: &str| report["delivery_us"][name].as_f64().expect("a number");
     assert!(at("p50") > 0.0 && at("p50") <= at("p99.9") && at("p99.9") <= at("max") * 1.001);
-    let cpu = &report["node_cpu_us_per_delivery"];
-    assert!(cpu.as_f64().is_some_and(|us| us >= 0.0), "{report}");
+    assert!(
+        number(&report["node_cpu_us_per_delivery"]) >= 0.0,
+        "{report}"
+    );
+    assert!(number(&report["own_cpu_us_per_delivery"]) > 0.0, "{report}");
 }
 
 #[tokio::test]
@@ -67,7 +74,8 @@ async fn bench_counts_every_delivery_of_a_room_and_knows_its_ratio_to_a_bare_loo
     assert_eq!(report["sockets"], 20);
     assert_eq!(report["loop"], "closed");
     assert_eq!(report["raw"]["steps"], 100_000);
-    let number = |value: &Value| value.as_f64().expect("a number");
+    // A header of 4 bytes, as messages of 126 bytes and more have it, and a greeting that does not count.
+    assert_eq!(report["wire_bytes_per_delivery"], 132.0);
     let raw = number(&report["raw"]["cpu_us_per_step"]);
     let ratio = number(&report["node_cpu_us_per_delivery"]) / raw;
     assert!((number(&report["ratio"]) - ratio).abs() < 0.02, "{report}");
@@ -113,12 +121,32 @@ async fn bench_at_a_rate_counts_from_when_a_message_was_due() {
 async fn bench_emits_through_the_other_node() {
     let sandbox = Sandbox::start(2).await;
     let args = ["emit", "--sockets", "4", "--messages", "50"];
-    let report = report(&urls(&sandbox), &args);
-    assert_whole(&report, 50, 50);
-    assert_eq!(report["health_us"]["count"], 200);
-    assert!(report["ratio"].as_f64() > Some(0.0), "{report}");
+    let urls = urls(&sandbox);
+    let without = report(&urls, &args);
+    assert_whole(&without, 50, 50);
+    assert_eq!(without["health_us"]["count"], 200);
+    assert!(without["ratio"].as_f64() > Some(0.0), "{without}");
+    assert_eq!(without["nats_us"], Value::Null);
     let sent = sandbox.nodes[0].metrics().await;
     assert!(sent.sum("unisono_bus_sent_messages_total") >= 25.0);
+
+    // What the cluster adds to an HTTP request and a round trip over the bus.
+    let nats = sandbox.nats[0].url();
+    let args = [&args[..], &["--nats", &nats]].concat();
+    let with = report(&urls, &args);
+    assert_whole(&with, 50, 50);
+    let median = |name: &str| number(&with[name]["p50"]);
+    assert_eq!(with["nats_us"]["count"], 200);
+    let over = median("answer_us") - median("health_us") - median("nats_us");
+    assert!(
+        (number(&with["over_floor_us"]) - over).abs() < 0.01,
+        "{with}"
+    );
+
+    let alone = report(&urls[..1], &args);
+    assert_eq!(alone["over_floor_us"], Value::Null);
+    let notes = alone["notes"].to_string();
+    assert!(notes.contains("name two nodes"), "{notes}");
 }
 
 #[tokio::test]
@@ -166,6 +194,119 @@ async fn bench_shakes_hands_and_holds_sockets() {
     );
     assert!(idle["node_kib_per_socket"].is_number(), "{idle}");
     assert!(idle["node_cpu_us_per_socket_second"].is_number(), "{idle}");
+    // It takes 25 seconds until the first.
+    assert_eq!((&idle["pings"], &idle["ratio"]), (&0.into(), &Value::Null));
+    let notes = idle["notes"].to_string();
+    assert!(notes.contains("sockets.ping_interval"), "{notes}");
+}
+
+#[tokio::test]
+async fn bench_holds_the_pings_of_idle_sockets_against_a_bare_loop() {
+    // A node that awaits a pong looks again when that is due, and pings no earlier.
+    let node = Node::alone("[sockets]\nping_interval = \"1s\"\npong_timeout = \"1s\"").await;
+    let url = [node.api().base()];
+    for wire in ["websocket", "sse"] {
+        let args = "idle --sockets 400 --duration 3s --wire".split(' ');
+        let args: Vec<_> = args.chain([wire]).collect();
+        let idle = report(&url, &args);
+        // Three for each, and fewer where the machine is busy.
+        let pings = idle["pings"].as_u64().expect("a count");
+        assert!((400..=1_200).contains(&pings), "{idle}");
+        assert!(idle["raw"]["steps"].as_u64() >= Some(50_000), "{idle}");
+        let raw = number(&idle["raw_cpu_us_per_ping"]);
+        let ratio = number(&idle["node_cpu_us_per_ping"]) / raw;
+        let off = (number(&idle["ratio"]) - ratio).abs();
+        assert!(off < 0.01 + 0.05 * ratio, "{idle}");
+    }
+    let without = "idle --sockets 5 --duration 3s --no-raw";
+    let without = report(&url, &without.split(' ').collect::<Vec<_>>());
+    assert!(without["pings"].as_u64() > Some(0), "{without}");
+    assert_eq!(
+        (&without["raw"], &without["ratio"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn bench_reads_server_sent_events() {
+    let sandbox = Sandbox::start(2).await;
+    let urls = urls(&sandbox);
+    let sse = ["--wire", "sse"];
+    let fanout = ["fanout", "--sockets", "20", "--messages", "300"];
+    let fanout = report(&urls, &[&fanout[..], &sse].concat());
+    assert_whole(&fanout, 300, 6_000);
+    assert_eq!(
+        (&fanout["wire"], &fanout["deflate"]),
+        (&"sse".into(), &false.into())
+    );
+    // `data: `, two line feeds and a chunk's frame at the most: several messages may share a chunk.
+    let bytes = number(&fanout["wire_bytes_per_delivery"]);
+    assert!(bytes > 136.0 && bytes <= 143.0, "{fanout}");
+    let streams = sandbox.nodes[0].metrics().await;
+    assert!(streams.sum("unisono_deliveries_total") >= 3_000.0);
+
+    // Larger than what is read at one time.
+    let large = "rooms --rooms 3 --members 2 --messages 12 --bytes 100000 --no-raw";
+    let large: Vec<_> = large.split(' ').chain(sse).collect();
+    assert_whole(&report(&urls, &large), 12, 24);
+    let emit: Vec<_> = "emit --sockets 4 --messages 20"
+        .split(' ')
+        .chain(sse)
+        .collect();
+    assert_whole(&report(&urls, &emit), 20, 20);
+    let connect: Vec<_> = "connect --sockets 30".split(' ').chain(sse).collect();
+    let connect = report(&urls, &connect);
+    assert_eq!(
+        (&connect["sockets"], &connect["failed"]),
+        (&30.into(), &0.into())
+    );
+    assert_eq!(connect["raw"]["steps"], 30);
+}
+
+#[tokio::test]
+async fn bench_inflates_what_comes_compressed() {
+    let sandbox = Sandbox::start(2).await;
+    let urls = urls(&sandbox);
+    let deflate = ["--bytes", "4096", "--deflate"];
+    for (args, messages, deliveries) in [
+        ("fanout --sockets 20 --messages 100", 100, 2_000),
+        ("rooms --rooms 4 --members 3 --messages 40", 40, 120),
+        ("emit --sockets 4 --messages 20", 20, 20),
+    ] {
+        let args: Vec<_> = args.split(' ').chain(deflate).collect();
+        let report = report(&urls, &args);
+        assert_whole(&report, messages, deliveries);
+        assert_eq!(
+            (&report["wire"], &report["deflate"]),
+            (&"websocket".into(), &true.into())
+        );
+        assert_eq!(report["compressed"], deliveries, "{report}");
+        let times = 4096.0 / number(&report["wire_bytes_per_delivery"]);
+        assert!((2.0..4.0).contains(&times), "{times}: {report}");
+    }
+    let connect = report(
+        &urls,
+        &["connect", "--sockets", "9", "--deflate", "--no-raw"],
+    );
+    assert_eq!(
+        (&connect["sockets"], &connect["failed"]),
+        (&9.into(), &0.into())
+    );
+
+    let small = [
+        "fanout",
+        "--sockets",
+        "2",
+        "--messages",
+        "5",
+        "--deflate",
+        "--no-raw",
+    ];
+    let small = report(&urls, &small);
+    assert_whole(&small, 5, 10);
+    assert_eq!(small["compressed"], 0);
+    let notes = small["notes"].to_string();
+    assert!(notes.contains("sockets.deflate_min_bytes"), "{notes}");
 }
 
 #[test]
@@ -221,6 +362,25 @@ async fn bench_speaks_tls_with_keys_tokens_and_metrics_elsewhere() {
 }
 
 #[tokio::test]
+async fn bench_shows_a_token_where_one_is_wanted() {
+    let auth = "[auth]\nmode = \"token\"\nsecret = \"a secret of at least 32 bytes, it is\"\n";
+    let node = Node::alone(auth).await;
+    let minting = ["token", "--user", "ann", "--set", "auth.mode=token"];
+    let secret = "auth.secret=a secret of at least 32 bytes, it is";
+    let minted = unisono().args(minting).args(["--set", secret]).output();
+    let token = text(&minted.expect("unisono runs").stdout);
+    for wire in ["websocket", "sse"] {
+        let args = "fanout --sockets 3 --messages 10 --no-raw --wire";
+        let args = args.split(' ').chain([wire, "--token", token.trim()]);
+        assert_whole(
+            &report(&[node.api().base()], &args.collect::<Vec<_>>()),
+            10,
+            30,
+        );
+    }
+}
+
+#[tokio::test]
 async fn bench_says_what_it_cannot_do() {
     let free = format!("http://127.0.0.1:{}", free_port());
     let locked = Node::config("locked")
@@ -232,11 +392,14 @@ async fn bench_says_what_it_cannot_do() {
     )
     .await;
     let small = Node::alone("[sockets]\nmax = 3").await;
+    let plain = Node::alone("[sockets]\ndeflate = false").await;
+    let nowhere = format!("nats://127.0.0.1:{}", free_port());
     let tokens =
         Node::alone("[auth]\nmode = \"token\"\nsecret = \"a secret of at least 32 bytes, it is\"")
             .await;
     let (locked, ruled) = (locked.api().base(), ruled.api().base());
     let (small, tokens) = (small.api().base(), tokens.api().base());
+    let plain = plain.api().base();
     let cases: &[(&str, &[&str], i32, &[&str])] = &[
         (&free, &["fanout"], 1, &["cannot reach", "--url"]),
         (locked, &["fanout"], 1, &["--key", "UNISONO_KEY"]),
@@ -288,6 +451,56 @@ async fn bench_says_what_it_cannot_do() {
             64,
             &["cannot be used with"],
         ),
+        (
+            plain,
+            &["fanout", "--deflate"],
+            1,
+            &["does not compress", "sockets.deflate"],
+        ),
+        (
+            plain,
+            &["emit", "--nats", &nowhere, "--sockets", "2"],
+            1,
+            &["--nats", &nowhere],
+        ),
+        (
+            &free,
+            &["fanout", "--deflate", "--wire", "sse"],
+            64,
+            &["--deflate", "--wire sse"],
+        ),
+        (
+            &free,
+            &["idle", "--wire", "smoke"],
+            64,
+            &["websocket", "sse"],
+        ),
+        (
+            ruled,
+            &["fanout", "--wire", "sse"],
+            1,
+            &["refuses the handshake: 404", "--room"],
+        ),
+        (
+            ruled,
+            &[
+                "fanout",
+                "--wire",
+                "sse",
+                "--room",
+                "/raw",
+                "--timeout",
+                "300ms",
+            ],
+            1,
+            &["unisono:open", "json"],
+        ),
+        (
+            tokens,
+            &["idle", "--wire", "sse"],
+            1,
+            &["refuses the handshake: 401", "--token"],
+        ),
         (&free, &["fanout", "--window", "9999"], 64, &["1..=1024"]),
         (&free, &["fanout", "--bytes", "3"], 64, &["39"]),
         (&free, &["fanout", "--sockets", "0"], 64, &["--sockets"]),
@@ -331,10 +544,49 @@ async fn bench_says_what_it_cannot_do() {
     assert!(part["notes"].to_string().contains("503"), "{part}");
 }
 
+#[tokio::test]
+async fn bench_says_how_many_files_it_needs() {
+    let node = Node::alone("").await;
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]);
+    shell.arg(unisono().get_program());
+    let args = ["bench", "connect", "--sockets", "200", "--url"];
+    let output = shell.args(args).arg(node.api().base()).output();
+    let output = output.expect("sh runs");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["400 are needed", "the limit is 300", "ulimit -n"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
+#[tokio::test]
+async fn bench_shows_on_a_terminal_how_far_it_is() {
+    let node = Node::alone("").await;
+    let mut command = unisono();
+    let args = "bench fanout --sockets 3 --duration 1s --no-raw --url".split(' ');
+    command.args(args).arg(node.api().base());
+    let mut terminal = Terminal::spawn(&command);
+    terminal.until("sending");
+    terminal.until(" % ");
+    let (shown, status) = terminal.end();
+    assert_eq!(status, 0, "{shown}");
+    // It is gone before the report, and that has borders.
+    let (bar, report) = shown.split_once('┌').expect("a table");
+    assert!(
+        bar.contains("\u{1b}[2K") && !report.contains("sending"),
+        "{shown}"
+    );
+    assert!(report.contains("deliveries"), "{shown}");
+}
+
 /// A bench while it runs.
 fn started(directory: &TempDir, url: &str, args: &[&str]) -> Process {
     let mut command = unisono();
-    command.arg("bench").args(args).args(["--url", url]);
+    command.arg("bench").args(args);
+    if !url.is_empty() {
+        command.args(["--url", url]);
+    }
     Process::spawn("bench", command, directory.path(), "")
 }
 
@@ -357,6 +609,41 @@ async fn bench_ends_with_a_report_on_ctrl_c() {
     );
     assert!(report["deliveries"].as_u64() > Some(100), "{report}");
     assert_eq!(report["deliveries"], report["expected"]);
+}
+
+#[tokio::test]
+async fn bench_reports_what_there_is_on_ctrl_c_whatever_it_does() {
+    let node = Node::alone("").await;
+    let url = node.api().base();
+    let directory = TempDir::with_prefix("unisono-bench-").expect("a temporary directory");
+    let raw = [
+        "raw",
+        "--sockets",
+        "2",
+        "--messages",
+        "1000000000",
+        "--json",
+    ];
+    let mut process = started(&directory, "", &raw);
+    eventually("it writes", async || process.cpu_ticks() > 20).await;
+    process.interrupt();
+    assert_eq!(process.exited().await.code(), Some(0));
+    let report: Value = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert_eq!(report["interrupted"], true);
+    let writes = report["writes"].as_u64().expect("a count");
+    assert!(writes > 0 && writes < 2_000_000_000, "{report}");
+
+    let idle = ["idle", "--sockets", "5", "--duration", "1h", "--json"];
+    let mut process = started(&directory, url, &idle);
+    eventually("the sockets are held", async || {
+        node.metrics().await.sum("unisono_sockets") == 5.0
+    })
+    .await;
+    process.interrupt();
+    assert_eq!(process.exited().await.code(), Some(0));
+    let report: Value = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(report["ratio"], Value::Null);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use unisono_tests::{Node, Process, Sandbox, eventually, free_port, unisono};
+use unisono_tests::{Node, Process, Sandbox, Terminal, eventually, free_port, unisono};
 
 use crate::config::text;
 
@@ -420,36 +420,12 @@ async fn a_drain_is_waited_for() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// Runs a command on a terminal of its own, which Python's `pty` makes, and answers what it asks.
+/// Runs a command on a terminal of its own, and answers what it asks.
 fn at_a_terminal(url: &str, args: &[&str], answer: &str) -> (String, i32) {
-    let program = unisono().get_program().to_owned();
-    let run = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
-    let mut child = std::process::Command::new("python3")
-        .args(["-c", run])
-        .arg(program)
-        .args(args)
-        .env("UNISONO_URL", url)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3 runs");
-    let mut stdin = child.stdin.take().expect("it is piped");
-    let mut stdout = child.stdout.take().expect("it is piped");
-    let mut shown = Vec::new();
-    let mut byte = [0];
-    while !shown.ends_with(b"[y/N] ") {
-        assert_eq!(
-            stdout.read(&mut byte).expect("it shows"),
-            1,
-            "{}",
-            text(&shown)
-        );
-        shown.extend(byte);
-    }
-    stdin.write_all(answer.as_bytes()).expect("it reads");
-    stdout.read_to_end(&mut shown).expect("it ends");
-    let status = child.wait().expect("it ends");
-    (text(&shown), status.code().expect("it exits"))
+    let mut terminal = Terminal::spawn(unisono().args(args).env("UNISONO_URL", url));
+    terminal.until("[y/N] ");
+    terminal.enter(answer);
+    terminal.end()
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 
 mod eventually;
 mod process;
+mod terminal;
 
 mod backend;
 mod collector;
@@ -52,6 +53,7 @@ pub use returning::{Departure, Returning};
 pub use sandbox::{Sandbox, SandboxConfig};
 pub use steady::Steady;
 pub use stream::{Dispatched, Stream, stream_request};
+pub use terminal::Terminal;
 pub use tls::{Certificate, Handshake, Identity, Tls, Tunnel};
 pub use wire::{
     Frame, Opcode, Response, Wire, compressed_frame, deflated, frame, head, inflated,

@@ -2,25 +2,30 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::mpsc;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use mio::{Events, Interest, Token};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::frames::control;
+use super::socket::BUFFER_BYTES;
 use crate::cli::listen_on;
+use crate::websocket::Opcode;
+use crate::websocket::frame::encode;
 
 /// What a loop of `write` is asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +46,34 @@ pub struct Spent {
     pub time: Duration,
 }
 
+/// What a thread took for something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Own {
+    pub cpu: Duration,
+    pub time: Duration,
+}
+
+/// What [`Own`] is counted from.
+pub struct OwnBegin {
+    cpu: Duration,
+    at: Instant,
+}
+
+/// Writes of a bare loop, unless it is said how many: some tenths of a second.
+const WRITES: u64 = 100_000;
+
+/// Pings of a bare loop: the same.
+const PINGS: u64 = 50_000;
+
+/// Well below the 28,232 ports that Linux has for connections from one address to one port of another.
+const CONNECTIONS_MAX: u64 = 20_000;
+
+/// Files that are no sockets: those of the runtime, the standard ones, some to spare.
+pub const OTHER_FILES: u64 = 200;
+
+/// How long a loop waits for pongs before it looks whether it is to stop.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 impl Spent {
     /// Of each step, in microseconds.
     pub fn cpu_us(&self) -> f64 {
@@ -53,8 +86,32 @@ impl Spent {
     }
 }
 
-/// CPU that this thread has used.
-pub fn thread_cpu() -> Duration {
+impl Own {
+    /// Begins to count, on this thread.
+    pub fn begin() -> OwnBegin {
+        OwnBegin {
+            cpu: thread_cpu(),
+            at: Instant::now(),
+        }
+    }
+}
+
+impl OwnBegin {
+    /// What the thread has taken since.
+    pub fn end(&self) -> Own {
+        Own {
+            cpu: thread_cpu().saturating_sub(self.cpu),
+            time: self.at.elapsed(),
+        }
+    }
+
+    fn spent(&self, steps: u64) -> Spent {
+        let Own { cpu, time } = self.end();
+        Spent { steps, cpu, time }
+    }
+}
+
+fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
@@ -62,12 +119,33 @@ pub fn thread_cpu() -> Duration {
     )
 }
 
+/// Of so many connections, as many as one address has ports for and as this process may have files, for both ends are
+/// here.
+pub fn connections(wanted: u64) -> u32 {
+    let wanted = wanted.min(CONNECTIONS_MAX);
+    let files = 2 * wanted + OTHER_FILES;
+    let limit = rlimit::increase_nofile_limit(files).unwrap_or(0);
+    let sockets = wanted.min(limit.saturating_sub(OTHER_FILES) / 2).max(1);
+    u32::try_from(sockets).unwrap_or(u32::MAX)
+}
+
+// === messages ===
+
+impl Writing {
+    /// To as many sockets as that, as far as there are files, and as often as takes some tenths of a second.
+    pub fn like(sockets: u64, bytes: usize, window: u32) -> Self {
+        let sockets = connections(sockets);
+        Self {
+            sockets,
+            bytes,
+            rounds: (WRITES / u64::from(sockets)).max(10),
+            window,
+        }
+    }
+}
+
 /// A thread writes to each socket in turn; this one reads, as it reads from a node. It ends early where it is stopped.
-pub async fn write(
-    writing: Writing,
-    buffer: &Rc<RefCell<Vec<u8>>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<Spent> {
+pub async fn write(writing: Writing, stop: &CancellationToken) -> anyhow::Result<Spent> {
     let Writing {
         sockets,
         bytes,
@@ -76,26 +154,21 @@ pub async fn write(
     } = writing;
     let (listener, address) = listen()?;
     let (permit, permits) = mpsc::channel();
-    let (done, mut spent) = oneshot::channel();
     let stopped = stop.clone();
-    thread::spawn(move || done.send(write_loop(&listener, writing, &permits, &stopped)));
-    let mut streams = Vec::new();
-    for _ in 0..sockets {
-        let stream = TcpStream::connect(address).await;
-        streams.push(stream.context("cannot connect to the bare loop")?);
-    }
+    let mut spent = on_a_thread(move || write_loop(&listener, writing, &permits, &stopped));
     let read = Rc::new(Cell::new(0));
+    let buffer = Rc::new(RefCell::new(vec![0; BUFFER_BYTES]));
     let round_bytes = u64::from(sockets) * bytes as u64;
     let mut readers = JoinSet::new();
-    for mut stream in streams {
-        let (read, permit, buffer) = (Rc::clone(&read), permit.clone(), Rc::clone(buffer));
+    for mut stream in connect(address, sockets).await? {
+        let (read, permit, buffer) = (Rc::clone(&read), permit.clone(), Rc::clone(&buffer));
         readers.spawn_local(async move {
             loop {
                 let count = poll_fn(|cx| {
                     let mut buffer = buffer.borrow_mut();
                     let mut buffer = ReadBuf::new(&mut buffer);
                     ready!(Pin::new(&mut stream).poll_read(cx, &mut buffer))?;
-                    std::task::Poll::Ready(io::Result::Ok(buffer.filled().len()))
+                    Poll::Ready(io::Result::Ok(buffer.filled().len()))
                 });
                 let Ok(count @ 1..) = count.await else {
                     return;
@@ -120,8 +193,7 @@ pub async fn write(
             spent.await
         }
     };
-    let spent = spent.context("the bare loop has stopped")?;
-    spent.context("the bare loop cannot write")
+    spent.context("the bare loop has stopped")?
 }
 
 fn write_loop(
@@ -130,14 +202,9 @@ fn write_loop(
     permits: &mpsc::Receiver<()>,
     stop: &CancellationToken,
 ) -> io::Result<Spent> {
-    let mut streams = Vec::new();
-    for _ in 0..writing.sockets {
-        let (stream, _) = listener.accept()?;
-        stream.set_nodelay(true)?;
-        streams.push(stream);
-    }
+    let mut streams = accepted(listener, writing.sockets)?;
     let frame = vec![b'x'; writing.bytes];
-    let (begin, cpu) = (Instant::now(), thread_cpu());
+    let own = Own::begin();
     let mut steps = 0;
     for _ in 0..writing.rounds {
         if permits.recv().is_err() || stop.is_cancelled() {
@@ -148,53 +215,144 @@ fn write_loop(
             steps += 1;
         }
     }
-    Ok(Spent {
-        steps,
-        cpu: thread_cpu().saturating_sub(cpu),
-        time: begin.elapsed(),
-    })
+    Ok(own.spent(steps))
 }
+
+// === pings ===
+
+/// A thread writes a ping to each of so many sockets and reads the pongs, some tenths of a second long; this one
+/// answers. It ends early where it is stopped.
+pub async fn ping(sockets: u64, stop: &CancellationToken) -> anyhow::Result<Spent> {
+    let sockets = connections(sockets);
+    let (listener, address) = listen()?;
+    let stopped = stop.clone();
+    let spent = on_a_thread(move || ping_loop(&listener, sockets, &stopped));
+    let mut answering = JoinSet::new();
+    for mut stream in connect(address, sockets).await? {
+        answering.spawn_local(async move {
+            let (mut ping, pong) = (encode(Opcode::Ping, b"").to_vec(), pong());
+            while stream.read_exact(&mut ping).await.is_ok() {
+                if stream.write_all(&pong).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    spent.await.context("the bare loop has stopped")?
+}
+
+fn pong() -> Vec<u8> {
+    control(Opcode::Pong, b"")
+}
+
+fn ping_loop(listener: &TcpListener, sockets: u32, stop: &CancellationToken) -> io::Result<Spent> {
+    let mut poll = mio::Poll::new()?;
+    let mut events = Events::with_capacity(1024);
+    let mut streams = Vec::new();
+    for (number, stream) in accepted(listener, sockets)?.into_iter().enumerate() {
+        stream.set_nonblocking(true)?;
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let registry = poll.registry();
+        registry.register(&mut stream, Token(number), Interest::READABLE)?;
+        streams.push(stream);
+    }
+    let (ping, pong_bytes) = (encode(Opcode::Ping, b""), pong().len());
+    let rounds = (PINGS / u64::from(sockets)).max(10);
+    let own = Own::begin();
+    let mut steps = 0;
+    for _ in 0..rounds {
+        for stream in &mut streams {
+            stream.write_all(&ping)?;
+        }
+        let mut missing = streams.len() * pong_bytes;
+        while missing > 0 {
+            match poll.poll(&mut events, Some(LOOK_INTERVAL)) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+                _ if stop.is_cancelled() => return Ok(own.spent(steps)),
+                _ => {}
+            }
+            for event in &events {
+                match streams[event.token().0].read(&mut [0; 128]) {
+                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => missing = missing.saturating_sub(count),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        steps += streams.len() as u64;
+    }
+    Ok(own.spent(steps))
+}
+
+// === handshakes ===
 
 /// A thread that accepts so many connections and answers each handshake as if it had understood it. It says what it
 /// spent when it has answered the last.
 pub fn accept(
     handshakes: u32,
-) -> anyhow::Result<(SocketAddr, oneshot::Receiver<io::Result<Spent>>)> {
+) -> anyhow::Result<(SocketAddr, oneshot::Receiver<anyhow::Result<Spent>>)> {
     let (listener, address) = listen()?;
-    let (done, spent) = oneshot::channel();
-    thread::spawn(move || done.send(accept_loop(&listener, handshakes)));
+    let spent = on_a_thread(move || accept_loop(&listener, handshakes));
     Ok((address, spent))
 }
 
 fn accept_loop(listener: &TcpListener, handshakes: u32) -> io::Result<Spent> {
     let mut open = Vec::new();
-    let (begin, cpu) = (Instant::now(), thread_cpu());
+    let own = Own::begin();
     for _ in 0..handshakes {
         let (mut stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
         let (mut head, mut read) = ([0; 1024], 0);
         while !head[..read].ends_with(b"\r\n\r\n") {
             match stream.read(&mut head[read..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
                 count => read += count,
             }
         }
         stream.write_all(SWITCHING)?;
         open.push(stream);
     }
-    Ok(Spent {
-        steps: u64::from(handshakes),
-        cpu: thread_cpu().saturating_sub(cpu),
-        time: begin.elapsed(),
-    })
+    Ok(own.spent(u64::from(handshakes)))
 }
 
 const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
       Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
+// === what they share ===
+
+fn on_a_thread(
+    run: impl FnOnce() -> io::Result<Spent> + Send + 'static,
+) -> oneshot::Receiver<anyhow::Result<Spent>> {
+    let (done, spent) = oneshot::channel();
+    thread::spawn(move || done.send(run().context("the bare loop has failed")));
+    spent
+}
+
 fn listen() -> anyhow::Result<(TcpListener, SocketAddr)> {
     let listener = listen_on((Ipv4Addr::LOCALHOST, 0).into())?;
     let address = listener.local_addr()?;
     Ok((listener, address))
+}
+
+async fn connect(address: SocketAddr, sockets: u32) -> anyhow::Result<Vec<TcpStream>> {
+    let mut streams = Vec::new();
+    for _ in 0..sockets {
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.context("cannot connect to the bare loop")?;
+        stream.set_nodelay(true)?;
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+fn accepted(listener: &TcpListener, sockets: u32) -> io::Result<Vec<std::net::TcpStream>> {
+    let mut streams = Vec::new();
+    for _ in 0..sockets {
+        let (stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        streams.push(stream);
+    }
+    Ok(streams)
 }

@@ -2,17 +2,22 @@
 
 use anyhow::ensure;
 
+use super::rest::{PIECE_BYTES_MAX, Rest};
+use crate::websocket::Opcode;
+use crate::websocket::frame::COMPRESSED;
+
 /// The start of a stream, and what was cut off its end.
 #[derive(Debug, Default)]
 pub struct Frames {
-    /// A frame that is not complete.
-    rest: Vec<u8>,
+    rest: Rest,
 }
 
 /// One of them.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     Text(&'a [u8]),
+    /// A text that is to be inflated.
+    Compressed(&'a [u8]),
     Ping(&'a [u8]),
     /// With the code and the reason, as they come.
     Close(&'a [u8]),
@@ -20,51 +25,33 @@ pub enum Frame<'a> {
     Other,
 }
 
-/// More than a node sends.
-const FRAME_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// Room for a frame that is cut, which a socket may keep.
-const KEPT_BYTES: usize = 4 * 1024;
-
-/// Of a close frame with the code 1000 and of others: what masks a payload. It need not be a secret here.
+/// What masks a payload. It need not be a secret here.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 impl Frames {
-    /// A stream that has begun with that.
-    pub fn begun(rest: Vec<u8>) -> Self {
-        Self { rest }
-    }
-
     /// Hands out the frames that are complete with those bytes.
     pub fn feed(&mut self, bytes: &[u8], mut on: impl FnMut(Frame)) -> anyhow::Result<()> {
-        if self.rest.is_empty() {
-            let read = read(bytes, &mut on)?;
-            self.rest.extend_from_slice(&bytes[read..]);
-            return Ok(());
-        }
-        self.rest.extend_from_slice(bytes);
-        let read = read(&self.rest, &mut on)?;
-        self.rest.drain(..read);
-        if self.rest.is_empty() {
-            self.rest.shrink_to(KEPT_BYTES);
-        }
-        Ok(())
+        self.rest.feed(bytes, |bytes| read(bytes, &mut on))
     }
 }
 
 /// How many bytes the complete frames have.
 fn read(bytes: &[u8], on: &mut impl FnMut(Frame)) -> anyhow::Result<usize> {
     let mut at = 0;
-    while let Some((opcode, head, payload)) = head(&bytes[at..]) {
-        ensure!(payload <= FRAME_BYTES_MAX, "a frame of {payload} bytes");
+    while let Some((first, head, payload)) = head(&bytes[at..]) {
+        ensure!(
+            payload <= PIECE_BYTES_MAX as u64,
+            "a frame of {payload} bytes"
+        );
         let (start, end) = (at + head, at + head + payload as usize);
         let Some(payload) = bytes.get(start..end) else {
             break;
         };
-        on(match opcode {
-            1 => Frame::Text(payload),
-            8 => Frame::Close(payload),
-            9 => Frame::Ping(payload),
+        on(match Opcode::from_code(first & 0x0f) {
+            Some(Opcode::Text) if first & COMPRESSED != 0 => Frame::Compressed(payload),
+            Some(Opcode::Text) => Frame::Text(payload),
+            Some(Opcode::Close) => Frame::Close(payload),
+            Some(Opcode::Ping) => Frame::Ping(payload),
             _ => Frame::Other,
         });
         at = end;
@@ -72,7 +59,7 @@ fn read(bytes: &[u8], on: &mut impl FnMut(Frame)) -> anyhow::Result<usize> {
     Ok(at)
 }
 
-/// Opcode, bytes of the head, bytes of the payload.
+/// The first byte, bytes of the head, bytes of the payload.
 fn head(bytes: &[u8]) -> Option<(u8, usize, u64)> {
     let [first, second, rest @ ..] = bytes else {
         return None;
@@ -82,13 +69,13 @@ fn head(bytes: &[u8]) -> Option<(u8, usize, u64)> {
         127 => (10, u64::from_be_bytes(*rest.first_chunk()?)),
         length => (2, u64::from(length)),
     };
-    Some((first & 0x0f, head, length))
+    Some((*first, head, length))
 }
 
 /// A pong, or (with a code) a close, as a client sends it. A control frame has at most 125 bytes.
-pub fn control(opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub fn control(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(125)];
-    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    let mut frame = vec![0x80 | opcode.code(), 0x80 | payload.len() as u8];
     frame.extend(MASK);
     frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(a, b)| a ^ b));
     frame
@@ -107,21 +94,24 @@ pub fn wire_bytes(payload: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::websocket::Window;
+    use crate::websocket::frame::{encode, encode_compressed};
 
     #[test]
     fn frames_are_the_same_however_the_stream_is_cut() {
-        let text = |payload: &[u8]| {
-            crate::websocket::frame::encode(crate::websocket::Opcode::Text, payload)
-        };
+        let text = |payload: &[u8]| encode(Opcode::Text, payload);
         let long = vec![b'y'; 70_000];
+        let compressed = encode_compressed(Opcode::Text, &[b'z'; 300], Window::Large);
         let mut stream = text(b"{}").to_vec();
         stream.extend(text(&[b'x'; 200]));
         stream.extend(text(&long));
+        stream.extend(&compressed);
         stream.extend([0x89, 2, b'h', b'i', 0x82, 0, 0x88, 0]);
         let expected: Vec<(u8, Vec<u8>)> = vec![
             (1, b"{}".to_vec()),
             (1, vec![b'x'; 200]),
             (1, long),
+            (2, compressed[2..].to_vec()),
             (9, b"hi".to_vec()),
             (0, vec![]),
             (8, vec![]),
@@ -132,6 +122,7 @@ mod tests {
                 let fed = frames.feed(part, |frame| {
                     seen.push(match frame {
                         Frame::Text(payload) => (1, payload.to_vec()),
+                        Frame::Compressed(payload) => (2, payload.to_vec()),
                         Frame::Ping(payload) => (9, payload.to_vec()),
                         Frame::Close(payload) => (8, payload.to_vec()),
                         Frame::Other => (0, vec![]),
@@ -140,7 +131,7 @@ mod tests {
                 fed.unwrap();
             }
             assert!(seen == expected, "cut into pieces of {cut}");
-            assert!(frames.rest.is_empty() && frames.rest.capacity() <= 70_100);
+            assert!(frames.rest.is_empty());
         }
         assert_eq!(wire_bytes(200), text(&[b'x'; 200]).len());
     }
@@ -154,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_is_masked() {
-        let frame = control(10, b"hi");
+        let frame = control(Opcode::Pong, b"hi");
         assert_eq!(frame[..2], [0x8a, 0x82]);
         assert_eq!([frame[6] ^ MASK[0], frame[7] ^ MASK[1]], *b"hi");
     }

@@ -15,11 +15,11 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::bare::thread_cpu;
-use super::frames::Frame;
+use super::bare::Own;
+use super::message::{Filler, STAMP_BYTES, Stamp};
 use super::nodes::Nodes;
-use super::socket::{Socket, reason};
-use super::tally::{SEEN_MIN, STAMP_BYTES, Seen, Stamp, Tally};
+use super::socket::{Buffer, Incoming, Socket};
+use super::tally::{SEEN_MIN, Seen, Tally};
 use crate::cli::connection::Api;
 use crate::cli::outcome::Failure;
 
@@ -63,10 +63,12 @@ pub enum Targets {
 pub struct Run {
     pub nodes: Rc<Nodes>,
     /// What every socket reads into.
-    pub buffer: Rc<RefCell<Vec<u8>>>,
+    pub buffer: RefCell<Buffer>,
     /// Ctrl-C, or a socket that the node has closed.
     pub stop: CancellationToken,
     tally: RefCell<Tally>,
+    /// Pings that have come to all sockets.
+    pub pings: Cell<u64>,
     begin: Cell<Instant>,
     /// Something has moved.
     moved: Notify,
@@ -74,12 +76,6 @@ pub struct Run {
     closing: CancellationToken,
     closed: RefCell<Option<String>>,
     tasks: RefCell<JoinSet<()>>,
-}
-
-/// What the program itself took for a run.
-pub struct Own {
-    pub cpu: Duration,
-    pub time: Duration,
 }
 
 /// Handshakes at one time, where they are not what is measured.
@@ -93,8 +89,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What is waited for after Ctrl-C.
 const INTERRUPTED_TIMEOUT: Duration = Duration::from_secs(1);
-
-const BUFFER_BYTES: usize = 64 * 1024;
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -146,7 +140,7 @@ impl Run {
     pub fn new(nodes: Rc<Nodes>, stop: CancellationToken) -> Rc<Self> {
         Rc::new(Self {
             nodes,
-            buffer: Rc::new(RefCell::new(vec![0; BUFFER_BYTES])),
+            buffer: RefCell::default(),
             stop,
             tally: RefCell::new(Tally::new(
                 Stamp {
@@ -155,6 +149,7 @@ impl Run {
                 1,
                 1,
             )),
+            pings: Cell::new(0),
             begin: Cell::new(Instant::now()),
             moved: Notify::new(),
             unanswered: Cell::new(0),
@@ -222,8 +217,8 @@ impl Run {
         let why = loop {
             let mut close = None;
             let mut now = None;
-            let read = socket.read(&self.buffer, |frame| match frame {
-                Frame::Text(text) => {
+            let read = socket.read(&self.buffer, |incoming| match incoming {
+                Incoming::Text(text) => {
                     // What comes in one piece comes at one time.
                     let now = *now.get_or_insert_with(|| self.begin.get().elapsed());
                     let mut tally = self.tally.borrow_mut();
@@ -233,8 +228,8 @@ impl Run {
                         self.moved.notify_one();
                     }
                 }
-                Frame::Close(payload) => close = Some(reason(payload)),
-                Frame::Ping(_) | Frame::Other => {}
+                Incoming::Close(why) => close = Some(why),
+                Incoming::Ping => self.pings.update(|count| count + 1),
             });
             let read = tokio::select! {
                 biased;
@@ -242,9 +237,9 @@ impl Run {
                 () = &mut closing => return socket.close().await,
             };
             match (read, close) {
-                (Ok(true), None) => {}
+                (Ok(Some(bytes)), None) => self.tally.borrow_mut().wire_bytes += bytes as u64,
                 (_, Some(close)) => break format!("the node closed a socket: {close}"),
-                (Ok(false), None) => break "a connection ended".to_owned(),
+                (Ok(None), None) => break "a connection ended".to_owned(),
                 (Err(error), None) => break format!("a socket broke: {error:#}"),
             }
         };
@@ -256,9 +251,12 @@ impl Run {
     /// Sends as the load says and waits for what is due.
     pub async fn send(self: &Rc<Self>, load: &Load, targets: Targets, window: u32) -> Own {
         let targets = Rc::new(targets);
+        let filler = Filler::of_message(load.bytes);
+        let own = Own::begin();
         let begin = Instant::now();
         self.begin.set(begin);
-        let cpu = thread_cpu();
+        // What greeted the sockets is no delivery.
+        self.tally.borrow_mut().wire_bytes = 0;
         let length = match load.messages {
             Some(messages) => messages,
             None => load.duration.as_millis() as u64,
@@ -285,7 +283,7 @@ impl Run {
                     None => begin.elapsed(),
                     Some(rate) => Duration::from_secs_f64(number as f64 / rate),
                 };
-                self.send_one(number, at, load, &targets);
+                self.send_one(number, at, load, &filler, &targets);
                 number += 1;
                 bar.set_position(match load.messages {
                     Some(_) => number,
@@ -308,10 +306,7 @@ impl Run {
         }
         bar.finish_and_clear();
         self.arrived(begin).await;
-        Own {
-            cpu: thread_cpu().saturating_sub(cpu),
-            time: begin.elapsed(),
-        }
+        own.end()
     }
 
     fn give_up(&self, begin: Instant) {
@@ -320,14 +315,21 @@ impl Run {
         }
     }
 
-    fn send_one(self: &Rc<Self>, number: u64, at: Duration, load: &Load, targets: &Rc<Targets>) {
+    fn send_one(
+        self: &Rc<Self>,
+        number: u64,
+        at: Duration,
+        load: &Load,
+        filler: &Filler,
+        targets: &Rc<Targets>,
+    ) {
         let text = {
             let mut tally = self.tally.borrow_mut();
             let members = tally.members;
             if load.rate.is_none() {
                 tally.flight.leave(members, at);
             }
-            tally.stamp.text(number, at, load.bytes)
+            tally.stamp.text(number, at, filler)
         };
         self.unanswered.update(|count| count + 1);
         let (run, targets) = (Rc::clone(self), Rc::clone(targets));

@@ -3,15 +3,22 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use url::Url;
 
-use super::socket::Entrance;
+use super::entrance::Entrance;
 use crate::cli::connection::{self, Api, Connections};
 use crate::cli::outcome::Failure;
+use crate::delivery::Wire;
 
 #[derive(Args)]
 pub struct Reached {
+    /// What the sockets are
+    #[arg(long, value_enum, default_value_t = WireName::Websocket)]
+    wire: WireName,
+    /// Offer to take messages compressed (permessage-deflate, no context takeover), and inflate them
+    #[arg(long)]
+    deflate: bool,
     #[command(flatten)]
     connections: Connections,
     /// Where /metrics of the nodes is, if not at --url: the address of `[admin] listen`; may be given several times
@@ -27,11 +34,21 @@ pub struct Reached {
     token: Option<String>,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum WireName {
+    /// WebSockets
+    Websocket,
+    /// Streams of server-sent events
+    Sse,
+}
+
 /// Nodes that have answered.
 pub struct Nodes {
     pub apis: Vec<Api>,
     pub entrances: Vec<Entrance>,
     meters: Vec<Api>,
+    /// What the sockets are.
+    pub wire: Wire,
     pub timeout: Duration,
     pub json: bool,
     /// Nodes of the cluster, those included that were not named.
@@ -52,6 +69,7 @@ impl Reached {
     /// Asks each node whether it is there, and would be asked more.
     pub async fn reach(&self) -> Result<Nodes, Failure> {
         let access = &self.connections.access;
+        let wire = self.wire()?;
         let apis = self.connections.apis()?;
         let token = self.token.clone().filter(|token| !token.is_empty());
         let mut entrances = Vec::new();
@@ -63,6 +81,7 @@ impl Reached {
                 api.url(),
                 access.ca.as_deref(),
                 token.clone(),
+                wire,
                 access.timeout,
             );
             entrances.push(entrance.await?);
@@ -76,10 +95,22 @@ impl Reached {
             meters: meters.collect::<Result<_, _>>()?,
             apis,
             entrances,
+            wire,
             timeout: access.timeout,
             json: access.json,
             cluster,
         })
+    }
+
+    fn wire(&self) -> Result<Wire, Failure> {
+        match (self.wire, self.deflate) {
+            (WireName::Websocket, false) => Ok(Wire::WebSocket),
+            (WireName::Websocket, true) => Ok(Wire::Deflate),
+            (WireName::Sse, false) => Ok(Wire::EventStream),
+            (WireName::Sse, true) => Err(Failure::Usage(
+                "--deflate cannot be used with --wire sse: it is of WebSockets".to_owned(),
+            )),
+        }
     }
 }
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-use super::bare::Spent;
+use super::bare::{Own, Spent};
+use super::nodes::{NO_CPU, Nodes};
 use super::tally::Tally;
 use crate::cli::outcome::Failure;
 use crate::cli::print;
+use crate::delivery::Wire;
 
 /// Figures, in the order in which they are shown.
 pub struct Report {
@@ -90,6 +92,47 @@ impl Report {
         self.value(&key, values);
     }
 
+    /// How many sockets there were, of which kind and where.
+    pub fn shape(&mut self, sockets: u64, nodes: &Nodes) {
+        let count = nodes.apis.len();
+        let plural = if count == 1 { "" } else { "s" };
+        self.figure(
+            "sockets",
+            sockets,
+            format!("{sockets} on {count} node{plural}"),
+        );
+        self.value("nodes", count);
+        let wire = match nodes.wire {
+            Wire::EventStream => "sse",
+            wire => wire.as_str(),
+        };
+        self.value("wire", wire);
+        self.value("deflate", nodes.wire.window().is_some());
+    }
+
+    /// Why there is no CPU of the nodes, or not of all.
+    pub fn about_nodes(&mut self, nodes: &Nodes, cpu: Option<Duration>) {
+        if cpu.is_none() {
+            self.note(NO_CPU);
+        } else if nodes.cluster > nodes.apis.len() {
+            self.note(format!(
+                "the cluster has {} nodes, and the CPU is that of {}: name the others with --url",
+                nodes.cluster,
+                nodes.apis.len()
+            ));
+        }
+    }
+
+    /// Whether the run came to its end, and why not. A socket that was closed is the reason, even if Ctrl-C came, too.
+    pub fn ending(&mut self, closed: Option<&str>, interrupted: bool) {
+        if let Some(why) = closed {
+            self.note(format!("ended early: {why}"));
+        } else if interrupted {
+            self.note("interrupted: the figures so far");
+        }
+        self.value("interrupted", interrupted && closed.is_none());
+    }
+
     /// What was sent, what came of it, and how fast.
     pub fn tally(&mut self, tally: &Tally) {
         let seconds = tally.last.as_secs_f64();
@@ -107,6 +150,14 @@ impl Report {
         self.count("expected", tally.expected());
         self.count("lost", tally.lost());
         self.count("duplicates", tally.duplicates);
+        match tally.wire_bytes_per_delivery() {
+            Some(bytes) => self.figure(
+                "wire_bytes_per_delivery",
+                round(bytes),
+                format!("{bytes:.0}"),
+            ),
+            None => self.value("wire_bytes_per_delivery", Value::Null),
+        }
         self.value("late", tally.late);
         self.value("failed", tally.failed);
         self.value("foreign", tally.others);
@@ -123,6 +174,12 @@ impl Report {
         }
         self.latency("delivery", &tally.delivery);
         self.latency("answer", &tally.answer);
+    }
+
+    /// What a bare loop came to. Where it failed, the other figures are still good.
+    pub fn bare<T>(&mut self, measured: anyhow::Result<T>) -> Option<T> {
+        let failed = |error| self.note(format!("no bare loop, and so no ratio: {error:#}"));
+        measured.map_err(failed).ok()
     }
 
     /// CPU, and its ratio to that of the bare loop.
@@ -142,8 +199,11 @@ impl Report {
         self.value("raw", bare.map_or(Value::Null, Spent::json));
         if let Some(bare) = bare {
             let us = bare.cpu_us();
-            let text = format!("{us:.2}");
-            self.rows.push(vec![format!("raw cpu us per {of}"), text]);
+            self.figure(
+                &format!("raw_cpu_us_per_{of}"),
+                round(us),
+                format!("{us:.2}"),
+            );
         }
         let ratio = nodes.zip(bare).map(|(us, bare)| us / bare.cpu_us());
         match ratio {
@@ -162,9 +222,17 @@ impl Report {
         }
     }
 
-    /// What this program did itself: whether it was what limits.
-    pub fn own(&mut self, cpu: Duration, time: Duration) {
-        let busy = cpu.as_secs_f64() / time.as_secs_f64().max(1e-9);
+    /// What this program did itself for so many steps: whether it was what limits.
+    pub fn own(&mut self, own: &Own, of: &str, steps: u64) {
+        if steps > 0 {
+            let us = own.cpu.as_secs_f64() * 1e6 / steps as f64;
+            self.figure(
+                &format!("own_cpu_us_per_{of}"),
+                round(us),
+                format!("{us:.2}"),
+            );
+        }
+        let busy = own.cpu.as_secs_f64() / own.time.as_secs_f64().max(1e-9);
         self.figure(
             "own_thread_busy",
             round(busy),
@@ -223,7 +291,8 @@ fn time_text(us: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tally::{Stamp, histogram, record};
+    use super::super::message::Stamp;
+    use super::super::tally::{histogram, record};
     use super::*;
 
     #[test]
@@ -255,6 +324,9 @@ mod tests {
             bare: None,
         });
         assert_eq!(report.json["ratio"], Value::Null);
+        assert_eq!(report.bare(Ok(1)), Some(1));
+        assert_eq!(report.bare::<u32>(Err(anyhow::anyhow!("no ports"))), None);
+        assert!(report.notes.iter().any(|note| note.ends_with("no ports")));
         report.latency("answer", &histogram());
         assert_eq!(report.json["answer_us"], Value::Null);
         report.tally(&Tally::new(Stamp { run: 1 }, 1, 1));

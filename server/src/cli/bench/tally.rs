@@ -5,12 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The text of a numbered message, `<run> <number> <nanoseconds> xxx…`, of fixed widths.
-#[derive(Clone, Copy, Debug)]
-pub struct Stamp {
-    /// Tells the messages of this run from those of others in the same room.
-    pub run: u32,
-}
+use super::message::Stamp;
 
 /// What a socket has seen of the numbers sent to it: a window that slides, as IPsec has against replays (RFC 6479).
 #[derive(Debug)]
@@ -55,8 +50,10 @@ pub struct Tally {
     pub delivered: u64,
     pub duplicates: u64,
     pub late: u64,
-    /// Frames that are not of this run.
+    /// Texts that are not of this run.
     pub others: u64,
+    /// What the sockets have read, with all that frames them; within TLS, where there is that.
+    pub wire_bytes: u64,
     /// When the last delivery, or answer, came: since the beginning.
     pub last: Duration,
     pub delivery: Histogram<u64>,
@@ -64,39 +61,10 @@ pub struct Tally {
     pub flight: Flight,
 }
 
-/// The least that a message has: the run, the number, the nanoseconds and what parts them.
-pub const STAMP_BYTES: usize = 8 + 1 + 12 + 1 + 16 + 1;
-
 /// Numbers that a window holds at least: as many messages may be in flight and still be told apart for certain.
 pub const SEEN_MIN: u32 = 64 * (WORDS as u32 - 1);
 
 const WORDS: usize = 17;
-
-impl Stamp {
-    /// The message of that number, sent (or meant to be) so long after the beginning.
-    pub fn text(self, number: u64, at: Duration, bytes: usize) -> String {
-        let mut text = format!("{:08x} {number:012} {:016} ", self.run, at.as_nanos());
-        text.extend(std::iter::repeat_n('x', bytes.saturating_sub(text.len())));
-        text
-    }
-
-    /// The number, and when it was sent; none of what others say.
-    pub fn read(self, payload: &[u8]) -> Option<(u64, Duration)> {
-        let head = payload.get(..STAMP_BYTES)?;
-        let blanks = [head[8], head[21], head[38]];
-        let run = digits(&head[..8], 16)?;
-        (blanks == *b"   " && run == u64::from(self.run)).then_some(())?;
-        let at = Duration::from_nanos(digits(&head[22..38], 10)?);
-        Some((digits(&head[9..21], 10)?, at))
-    }
-}
-
-fn digits(text: &[u8], radix: u32) -> Option<u64> {
-    text.iter().try_fold(0, |sum, byte| {
-        let digit = char::from(*byte).to_digit(radix)?;
-        Some(sum * u64::from(radix) + u64::from(digit))
-    })
-}
 
 impl Default for Seen {
     fn default() -> Self {
@@ -193,6 +161,7 @@ impl Tally {
             duplicates: 0,
             late: 0,
             others: 0,
+            wire_bytes: 0,
             last: Duration::ZERO,
             delivery: histogram(),
             answer: histogram(),
@@ -200,7 +169,7 @@ impl Tally {
         }
     }
 
-    /// A text frame has come to a socket of that target.
+    /// A text has come to a socket of that target.
     pub fn arrive(&mut self, seen: &mut Seen, target: u64, payload: &[u8], now: Duration) {
         let read = self.stamp.read(payload);
         let Some((number, at)) = read.filter(|(number, _)| number % self.targets == target) else {
@@ -251,6 +220,11 @@ impl Tally {
         self.expected().saturating_sub(self.delivered + self.late)
     }
 
+    /// Bytes that a delivery was on the wire; none before the first.
+    pub fn wire_bytes_per_delivery(&self) -> Option<f64> {
+        (self.delivered > 0).then(|| self.wire_bytes as f64 / self.delivered as f64)
+    }
+
     /// Whether all that is due has come once.
     pub fn whole(&self) -> bool {
         self.failed == 0 && self.lost() == 0 && self.duplicates == 0
@@ -270,24 +244,17 @@ pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::Filler;
     use super::*;
 
     const STAMP: Stamp = Stamp { run: 0xabc };
 
-    fn ms(milliseconds: u64) -> Duration {
-        Duration::from_millis(milliseconds)
+    fn text(number: u64, at: Duration) -> String {
+        STAMP.text(number, at, &Filler::of_message(0))
     }
 
-    #[test]
-    fn a_message_says_what_it_is() {
-        let text = STAMP.text(42, ms(7), 64);
-        assert_eq!(text.len(), 64);
-        assert_eq!(STAMP.read(text.as_bytes()), Some((42, ms(7))));
-        assert_eq!(STAMP.text(0, ms(0), 1).len(), STAMP_BYTES);
-        let other = Stamp { run: 1 }.text(42, ms(7), 64);
-        for foreign in [&*other, "", r#"{"event":"unisono:open"}"#, &text[1..]] {
-            assert_eq!(STAMP.read(foreign.as_bytes()), None, "{foreign}");
-        }
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
     }
 
     #[test]
@@ -331,7 +298,7 @@ mod tests {
             tally.answered(number, ms(number), ms(number + 1), Ok(()));
         }
         let mut arrive = |socket: usize, number| {
-            let text = STAMP.text(number, ms(number), 0);
+            let text = text(number, ms(number));
             tally.arrive(&mut seen[socket], 0, text.as_bytes(), ms(number + 5));
             (tally.flight.len(), tally.lost(), tally.duplicates)
         };
@@ -369,7 +336,7 @@ mod tests {
         let mut tally = Tally::new(STAMP, 3, 1);
         let mut seen = Seen::default();
         for number in 0..6 {
-            let text = STAMP.text(number, ms(0), 0);
+            let text = text(number, ms(0));
             tally.arrive(&mut seen, 1, text.as_bytes(), ms(1));
         }
         assert_eq!((tally.delivered, tally.others), (2, 4));
