@@ -677,7 +677,16 @@ async fn a_peer_that_answers_no_ping_is_dropped() {
 
 #[tokio::test]
 async fn a_peer_that_answers_pings_stays() {
-    let node = Node::alone(QUICK_PINGS).await;
+    answers_pings(QUICK_PINGS).await;
+}
+
+#[tokio::test]
+async fn pings_do_not_wait_for_the_time_of_a_pong_that_has_come() {
+    answers_pings("[sockets]\nping_interval = \"200ms\"\npong_timeout = \"1h\"").await;
+}
+
+async fn answers_pings(settings: &str) {
+    let node = Node::alone(settings).await;
     let mut wire = node.wire().await;
     wire.upgrade("/x").await;
     wire.text().await;

@@ -47,7 +47,11 @@ impl Session {
                 self.pong = Some(encode(Opcode::Pong, &payload));
             }
             Incoming::Ping(payload) => self.push(encode(Opcode::Pong, &payload)),
-            Incoming::Pong => self.pinged = None,
+            Incoming::Pong => {
+                self.pinged = None;
+                // Where pings follow each other faster than pongs are due, the next is due before that.
+                self.schedule();
+            }
             Incoming::Close(close) => {
                 // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
                 let echo = close.clone().map(|close| Close {
