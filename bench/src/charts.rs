@@ -134,11 +134,11 @@ fn emit(results: &Results) -> Figure {
         caption: "How long the sender of an emit waits for its definite answer, over HTTP.",
         chart: Chart {
             title: "Time until an emit is answered".to_owned(),
-            x: axis("quantile", Scale::Quantile),
+            x: axis("quantile, from the median on", Scale::Quantile),
             y: axis("time, µs", Scale::Log),
             lines: vec![
-                of("to a socket of another node", 2, "answer_us", false),
-                of("to a socket of the only node", 1, "answer_us", false),
+                of("to another node", 2, "answer_us", false),
+                of("on the only node", 1, "answer_us", false),
                 of("bare NATS request", 2, "nats_us", true),
                 of("bare HTTP request", 2, "health_us", true),
             ],
@@ -155,7 +155,7 @@ fn connect(results: &Results) -> Figure {
     };
     Figure {
         file: "connect.svg",
-        caption: "Handshakes in a second, with the client that makes them on the same cores.",
+        caption: "Handshakes in a second, with the client that makes them on the same cores. The bare loop accepts and answers.",
         chart: Chart {
             title: "Handshakes in a second: one node".to_owned(),
             x: axis("handshakes at one time", Scale::Log),

@@ -215,8 +215,7 @@ impl Progress {
 fn write(results: &Results, out: &Path) -> Result<()> {
     let plots = out.join(document::PLOTS);
     fs::create_dir_all(&plots).with_context(|| plots.display().to_string())?;
-    let json = serde_json::to_string_pretty(results)?;
-    replace(&out.join(RESULTS), &(json + "\n"))?;
+    replace(&out.join(RESULTS), &results.to_json()?)?;
     for figure in charts::figures(results) {
         let path = plots.join(figure.file);
         replace(&path, &plot::svg(&figure.chart)?)?;

@@ -87,6 +87,21 @@ impl Results {
         self.of(cell)?.figure(pointer)
     }
 
+    /// As it is kept in a file, with a line for each cell.
+    ///
+    /// # Errors
+    /// When a figure is no number.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let cells = self.cells.iter().map(serde_json::to_string);
+        let cells = cells.collect::<serde_json::Result<Vec<_>>>()?.join(",\n");
+        let rest = serde_json::to_string_pretty(&Self {
+            cells: vec![],
+            ..self.clone()
+        })?;
+        // What the texts within hold has its quotes escaped, and is never this.
+        Ok(rest.replace("\"cells\": []", &format!("\"cells\": [\n{cells}\n]")) + "\n")
+    }
+
     /// Whether some round of some cell was not measured.
     pub fn has_failures(&self) -> bool {
         self.cells
@@ -192,6 +207,33 @@ pub fn count(value: impl Into<u64>) -> String {
 }
 
 #[cfg(test)]
+impl Results {
+    /// Of a whole run on no machine, for tests.
+    pub fn without_a_machine(cells: Vec<Outcome>) -> Self {
+        Self {
+            scale: Scale::Full,
+            only: vec![],
+            date: "2030-01-02".to_owned(),
+            seconds: 61,
+            machine: Machine {
+                cpu: "a processor".to_owned(),
+                cores: 2,
+                memory_gib: 8,
+                kernel: "6.1".to_owned(),
+            },
+            versions: Versions {
+                unisono: "unisono 0.1.0".to_owned(),
+                commit: "abc".to_owned(),
+                debug: false,
+                rustc: "rustc 1.95.0".to_owned(),
+                nats_server: "nats-server: v2.12".to_owned(),
+            },
+            cells,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
@@ -238,15 +280,28 @@ mod tests {
 
     #[test]
     fn results_are_the_same_from_a_file() {
-        let rounds = vec![measured(1.5), Round::Failed("lost".to_owned())];
-        for cell in Scale::Full.cells() {
-            let outcome = Outcome {
-                cell,
-                rounds: rounds.clone(),
-            };
-            let text = serde_json::to_string(&outcome).unwrap();
-            assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
-        }
+        let sample = Sample {
+            at: 0.5,
+            sockets: 1,
+            resident_kib: 2,
+            subscriptions: Some(3),
+        };
+        let watched = Round::Measured {
+            report: json!({ "answer_us": null }),
+            watched: vec![sample],
+        };
+        let lost = Round::Failed("\"cells\": []".to_owned());
+        let outcome = |cell| Outcome {
+            cell,
+            rounds: vec![measured(1.5), lost.clone(), watched.clone()],
+        };
+        let cells = Scale::Full.cells().into_iter().map(outcome).collect();
+        let mut results = Results::without_a_machine(cells);
+        results.only.push("\"cells\": []".to_owned());
+        let text = results.to_json().unwrap();
+        assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
+        let lines = text.lines().filter(|line| line.starts_with("{\"cell\""));
+        assert_eq!(lines.count(), results.cells.len());
     }
 
     #[test]

@@ -80,10 +80,13 @@ fn an_interrupted_run_writes_nothing() {
     let (out, logs) = (folder(), folder());
     let whole = "the results of a whole run";
     fs::write(out.path().join("results.json"), whole).expect("a file");
-    let command = report(
+    let mut command = report(
         &out,
         &["--quick", "--only", "fanout websocket nodes=1 sockets=1"],
     );
+    // Nodes work in temporary folders of their own, which go when they have ended.
+    let nodes = folder();
+    command.env("TMPDIR", nodes.path());
     let mut process = Process::spawn("report", command, logs.path(), "");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -101,6 +104,8 @@ fn an_interrupted_run_writes_nothing() {
     assert_eq!(read(&out, "results.json"), whole);
     let files = fs::read_dir(out.path()).expect("a folder").count();
     assert_eq!(files, 1, "no report");
+    let left = fs::read_dir(nodes.path()).expect("a folder").count();
+    assert_eq!(left, 0, "every node has ended");
 }
 
 #[test]
