@@ -422,6 +422,7 @@ fn handshakes(results: &Results) -> String {
 
 fn idle(results: &Results) -> String {
     let cell = results.scale.idle();
+    let (hold, watch) = results.scale.idle_seconds();
     let figure = |pointer| in_table(results, &cell, pointer, |spread: Spread| spread.to_string());
     let memory = |of: fn(&[Sample]) -> Option<f64>| match results.of(&cell) {
         None => NOTHING.to_owned(),
@@ -462,10 +463,9 @@ fn idle(results: &Results) -> String {
         ],
     ];
     format!(
-        "## Sockets that do nothing\n\n{} on one node, in `{}`; a node sends a ping after 25 seconds of silence. They leave all at \
-         once, and the memory is looked at again for some time.\n\n{}",
+        "## Sockets that do nothing\n\n{} on one node, held for {hold} seconds; a node sends a ping after 25 seconds of silence. \
+         They leave all at once, and the memory is looked at again {watch} seconds later.\n\n{}",
         count(cell.sockets),
-        cell.command_line(results.scale),
         table(["", ""], &rows)
     )
 }

@@ -195,16 +195,25 @@ impl Scale {
 
     /// Memory and CPU of sockets that do nothing, and what is left of them when they have gone.
     pub fn idle(self) -> Cell {
-        // Nodes send a ping after 25 seconds of silence: one to each socket, then, in so long a time.
-        let (sockets, hold, watch) = match self {
-            Self::Full => (15_000, 28, 30),
-            Self::Quick => (2000, 3, 3),
+        let (hold, watch) = self.idle_seconds();
+        let sockets = match self {
+            Self::Full => 15_000,
+            Self::Quick => 2000,
         };
         Cell {
             load: Load::Idle { hold, watch },
             wire: Wire::Websocket,
             nodes: 1,
             sockets,
+        }
+    }
+
+    /// For how many seconds idle sockets are held, and their node is watched after they have left.
+    pub fn idle_seconds(self) -> (u64, u64) {
+        match self {
+            // Nodes send a ping after 25 seconds of silence: in so long a time one to each socket.
+            Self::Full => (28, 30),
+            Self::Quick => (3, 3),
         }
     }
 
