@@ -285,7 +285,7 @@ fn bursts(results: &Results) -> String {
     ];
     format!(
         "## Who publishes\n\nThe budgets of CPU are for a client that publishes over its own socket, as many messages at once as the \
-         window has room for, which is how other servers were measured: `target/release/bench`. All other cells publish by \
+         window has room for: `target/release/bench` measures it. All other cells publish by \
          requests over HTTP, each of which costs more by itself, and which come one by one, so that fewer messages leave in one \
          `write`. The bare loop makes no batches, and what a client publishes is held against its one at a time. {} sockets on one node, {BYTES} B, CPU per delivery in µs.\n\n{}",
         count(SOCKETS),

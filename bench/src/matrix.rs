@@ -27,7 +27,7 @@ pub enum Load {
     /// All are in one room, which is published to.
     Fanout(Messages),
     /// All are in one room, to which one of them publishes: one message at a time, and as many at once as the window has
-    /// room for. With these other servers were measured, and so budgets are in them.
+    /// room for. The budgets of CPU are held against it.
     Bursts {
         /// Bytes of text in each message.
         bytes: u32,
