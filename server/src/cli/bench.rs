@@ -7,6 +7,7 @@ mod raw;
 
 mod load;
 mod nodes;
+mod publisher;
 mod report;
 mod tally;
 

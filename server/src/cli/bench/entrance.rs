@@ -87,6 +87,14 @@ impl Entrance {
         })
     }
 
+    /// The same for WebSockets, whatever else the sockets are.
+    pub fn for_websocket(&self) -> Self {
+        Self {
+            wire: Wire::WebSocket,
+            ..self.clone()
+        }
+    }
+
     /// A handshake, up to its answer.
     pub async fn open(&self, room: &str) -> Result<Socket, Failure> {
         let opened = tokio::time::timeout(self.timeout, self.shake_hands(room)).await;

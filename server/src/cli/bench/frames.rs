@@ -74,8 +74,25 @@ fn head(bytes: &[u8]) -> Option<(u8, usize, u64)> {
 
 /// A pong, or (with a code) a close, as a client sends it. A control frame has at most 125 bytes.
 pub fn control(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
-    let payload = &payload[..payload.len().min(125)];
-    let mut frame = vec![0x80 | opcode.code(), 0x80 | payload.len() as u8];
+    masked(opcode, &payload[..payload.len().min(125)])
+}
+
+/// A frame as a client sends it.
+pub fn masked(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len();
+    let mut frame = Vec::with_capacity(wire_bytes(length) + MASK.len());
+    frame.push(0x80 | opcode.code());
+    match length {
+        0..126 => frame.push(0x80 | length as u8),
+        126..65_536 => {
+            frame.push(0x80 | 126);
+            frame.extend((length as u16).to_be_bytes());
+        }
+        _ => {
+            frame.push(0x80 | 127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
     frame.extend(MASK);
     frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(a, b)| a ^ b));
     frame
@@ -148,5 +165,12 @@ mod tests {
         let frame = control(Opcode::Pong, b"hi");
         assert_eq!(frame[..2], [0x8a, 0x82]);
         assert_eq!([frame[6] ^ MASK[0], frame[7] ^ MASK[1]], *b"hi");
+        // As a server reads it.
+        for length in [125, 126, 65_535, 65_536] {
+            let frame = masked(Opcode::Text, &vec![b'x'; length]);
+            let read = head(&frame).unwrap();
+            assert_eq!(read, (0x81, wire_bytes(length) - length, length as u64));
+            assert_eq!(frame.len(), wire_bytes(length) + MASK.len());
+        }
     }
 }

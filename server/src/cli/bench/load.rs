@@ -9,7 +9,7 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::SocketId;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::bare::Own;
 use super::message::{Filler, STAMP_BYTES, Stamp};
 use super::nodes::Nodes;
+use super::publisher::{Publisher, Talker};
 use super::socket::{Buffer, Incoming, Socket};
 use super::tally::{SEEN_MIN, Seen, Tally};
-use crate::cli::connection::Api;
 use crate::cli::outcome::Failure;
 
 /// How much is sent, and when.
@@ -54,7 +54,8 @@ pub struct Member {
 
 /// To whom the numbers go in turn.
 pub enum Targets {
-    Rooms(Vec<String>),
+    /// With who publishes to them.
+    Rooms(Vec<String>, Publisher),
     /// With the node of each.
     Sockets(Vec<(SocketId, usize)>),
 }
@@ -210,6 +211,16 @@ impl Run {
         self.tasks.borrow_mut().spawn_local(task);
     }
 
+    /// A socket that publishes, kept until the end.
+    pub fn keep_talking(self: &Rc<Self>, talker: Rc<Talker>, socket: Socket) {
+        let run = Rc::clone(self);
+        self.tasks.borrow_mut().spawn_local(async move {
+            if let Some(why) = talker.talk(socket, &run, &run.closing).await {
+                run.break_off(why);
+            }
+        });
+    }
+
     async fn listening(self: Rc<Self>, mut socket: Socket, target: u64) {
         let mut seen = Seen::default();
         let closing = self.closing.clone();
@@ -243,6 +254,10 @@ impl Run {
                 (Err(error), None) => break format!("a socket broke: {error:#}"),
             }
         };
+        self.break_off(why);
+    }
+
+    fn break_off(&self, why: String) {
         self.closed.borrow_mut().get_or_insert(why);
         self.stop.cancel();
         self.moved.notify_one();
@@ -334,7 +349,7 @@ impl Run {
         self.unanswered.update(|count| count + 1);
         let (run, targets) = (Rc::clone(self), Rc::clone(targets));
         spawn_local(async move {
-            let answer = targets.send(number, text, &run.nodes.apis).await;
+            let answer = targets.send(number, text, &run.nodes).await;
             let now = run.begin.get().elapsed();
             let answer = answer.map_err(|failure| match failure {
                 Failure::Usage(why) | Failure::Failed(why) => why,
@@ -379,32 +394,26 @@ impl Run {
 }
 
 impl Targets {
-    async fn send(&self, number: u64, text: String, apis: &[Api]) -> Result<(), Failure> {
+    async fn send(&self, number: u64, text: String, nodes: &Nodes) -> Result<(), Failure> {
         match self {
-            Self::Rooms(rooms) => {
+            Self::Rooms(rooms, publisher) => {
                 let room = &rooms[(number % rooms.len() as u64) as usize];
-                let api = &apis[(number % apis.len() as u64) as usize];
-                let body = json!({ "room": room, "text": text });
-                let answer = api.post("/api/v1/publish", &body).await?;
-                expect(&answer["status"], "sent")
+                publisher.publish(number, room, text, nodes).await
             }
             Self::Sockets(sockets) => {
                 let (id, node) = &sockets[(number % sockets.len() as u64) as usize];
                 // Another node than that of the socket, where there is one.
-                let api = &apis[(node + 1) % apis.len()];
+                let api = &nodes.apis[(node + 1) % nodes.apis.len()];
                 let answer = api
                     .post("/api/v1/emit", &json!({ "to": id, "text": text }))
                     .await?;
-                expect(&answer["results"][id.to_string()], "delivered")
+                let status = &answer["results"][id.to_string()];
+                match status == "delivered" {
+                    true => Ok(()),
+                    false => Err(Failure::Failed(format!("the node answers {status}"))),
+                }
             }
         }
-    }
-}
-
-fn expect(status: &Value, wanted: &str) -> Result<(), Failure> {
-    match status == wanted {
-        true => Ok(()),
-        false => Err(Failure::Failed(format!("the node answers {status}"))),
     }
 }
 

@@ -16,6 +16,9 @@ pub struct Stamp {
 #[derive(Debug)]
 pub struct Filler(String);
 
+/// What such an event begins with, as nodes write it.
+const EVENT: &[u8] = br#"{"event":"m","data":""#;
+
 /// The least that a message has: the run, the number, the nanoseconds and what parts them.
 pub const STAMP_BYTES: usize = 8 + 1 + 12 + 1 + 16 + 1;
 
@@ -33,9 +36,10 @@ impl Stamp {
         )
     }
 
-    /// The number, and when it was sent; none of what others say.
+    /// The number, and when it was sent, of a text or an event with that text; none of what others say.
     pub fn read(self, payload: &[u8]) -> Option<(u64, Duration)> {
-        let head: &[u8; STAMP_BYTES] = payload.first_chunk()?;
+        let text = payload.strip_prefix(EVENT).unwrap_or(payload);
+        let head: &[u8; STAMP_BYTES] = text.first_chunk()?;
         let blanks = [head[8], head[21], head[38]];
         let run = digits::<16>(&head[..8])?;
         (blanks == *b"   " && run == u64::from(self.run)).then_some(())?;
@@ -86,6 +90,8 @@ mod tests {
         let text = stamp.text(42, at, &filler);
         assert_eq!(text.len(), 64);
         assert_eq!(stamp.read(text.as_bytes()), Some((42, at)));
+        let event = format!(r#"{{"event":"m","data":"{text}","room":"/x"}}"#);
+        assert_eq!(stamp.read(event.as_bytes()), Some((42, at)));
         let least = stamp.text(0, at, &Filler::of_message(1));
         assert_eq!(least.len(), STAMP_BYTES);
         let other = Stamp { run: 1 }.text(42, at, &filler);

@@ -13,6 +13,7 @@ use super::bare::{self, OTHER_FILES, Spent, Writing};
 use super::frames::wire_bytes;
 use super::load::{Load, Run, Targets};
 use super::nodes::{Nodes, Reached, spent, want_files};
+use super::publisher::{By, Publisher};
 use super::report::{Cost, Report, round};
 use super::tally::{SEEN_MIN, Tally, histogram, record};
 use super::{Place, some};
@@ -23,6 +24,9 @@ pub struct Fanout {
     /// Sockets in the room
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = some())]
     sockets: u32,
+    /// Who publishes
+    #[arg(long, value_enum, default_value_t = By::Http)]
+    by: By,
     #[command(flatten)]
     course: Course,
 }
@@ -47,6 +51,9 @@ pub struct Rooms {
     /// Sockets in each of them
     #[arg(long, default_value_t = 10, value_name = "M", value_parser = some())]
     members: u32,
+    /// Who publishes
+    #[arg(long, value_enum, default_value_t = By::Http)]
+    by: By,
     #[command(flatten)]
     course: Course,
 }
@@ -74,7 +81,7 @@ struct Shape {
 
 enum Against {
     /// For messages to rooms: a bare loop that writes as much.
-    Loop,
+    Loop { by: By },
     /// For messages to sockets: requests that do nothing, to the nodes and over that NATS server.
     Requests { nats: Option<String> },
 }
@@ -104,7 +111,7 @@ impl Fanout {
             rooms: vec![self.course.place.room()],
             members: self.sockets,
             window: 16,
-            against: Against::Loop,
+            against: Against::Loop { by: self.by },
         };
         self.course.run(shape, stop).await
     }
@@ -131,7 +138,7 @@ impl Rooms {
             rooms: (0..self.rooms).map(|i| format!("{room}/{i}")).collect(),
             members: self.members,
             window: 16,
-            against: Against::Loop,
+            against: Against::Loop { by: self.by },
         };
         self.course.run(shape, stop).await
     }
@@ -153,7 +160,10 @@ impl Course {
 
         let mut floor = None;
         let targets = match shape.against {
-            Against::Loop => Targets::Rooms(shape.rooms),
+            Against::Loop { by } => {
+                let publisher = Publisher::start(by, &run, &shape.rooms[0]).await?;
+                Targets::Rooms(shape.rooms, publisher)
+            }
             Against::Requests { nats } => {
                 if !place.no_raw {
                     floor = Some(Floor::find(&nodes, nats, load.bytes).await?);
@@ -162,7 +172,7 @@ impl Course {
                 Targets::Sockets(sockets.collect())
             }
         };
-        let bare = !place.no_raw && matches!(targets, Targets::Rooms(_));
+        let bare = !place.no_raw && matches!(targets, Targets::Rooms(..));
         if let Some(floor) = &mut floor {
             floor.measure(&nodes, &stop).await?;
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use proto::SocketId;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -24,6 +25,7 @@ pub struct Socket {
     reader: Reader,
     /// What came with the answer to the handshake, until it is looked at.
     rest: Vec<u8>,
+    unsent: BytesMut,
 }
 
 /// What a node says to a socket.
@@ -93,6 +95,7 @@ impl Socket {
             stream,
             reader,
             rest,
+            unsent: BytesMut::new(),
         }
     }
 
@@ -106,11 +109,10 @@ impl Socket {
             stream,
             reader,
             rest,
+            unsent,
         } = self;
-        let mut pongs = Vec::new();
-        let mut feed = |bytes: &[u8], inflated: &mut Inflated| {
-            reader.feed(bytes, inflated, &mut pongs, &mut on)
-        };
+        let mut feed =
+            |bytes: &[u8], inflated: &mut Inflated| reader.feed(bytes, inflated, unsent, &mut on);
         let count = if rest.is_empty() {
             let read = poll_fn(|cx| {
                 // Nobody else has it: there is one thread, and nothing below waits.
@@ -128,10 +130,22 @@ impl Socket {
             feed(&rest, &mut buffer.borrow_mut().inflated)?;
             rest.len()
         };
-        if !pongs.is_empty() {
-            stream.write_all(&pongs).await?;
-        }
+        self.flush().await?;
         Ok(Some(count))
+    }
+
+    /// Takes what is to be sent with the next [`Socket::flush`].
+    pub fn push(&mut self, frames: &mut Vec<u8>) {
+        self.unsent.extend_from_slice(frames);
+        frames.clear();
+    }
+
+    /// Sends what waits. Dropped in the middle, it goes on where it was.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            self.stream.write_buf(&mut self.unsent).await?;
+        }
+        Ok(())
     }
 
     /// Says goodbye, and hears nothing any more.
@@ -173,7 +187,7 @@ impl Reader {
         &mut self,
         bytes: &[u8],
         inflated: &mut Inflated,
-        pongs: &mut Vec<u8>,
+        pongs: &mut BytesMut,
         on: &mut impl FnMut(Incoming),
     ) -> anyhow::Result<()> {
         let mut broken = Ok(());
