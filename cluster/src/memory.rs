@@ -37,9 +37,15 @@ struct Switch {
     /// Connections and subscriptions so far, which are their ids.
     next_connection: u64,
     next_subscription: u64,
-    connections: HashMap<u64, BusStatus>,
+    connections: HashMap<u64, Connection>,
     /// By their subject, or pattern, as it was given: a publication looks for two.
     subscriptions: HashMap<String, Vec<Subscribed>>,
+}
+
+struct Connection {
+    status: BusStatus,
+    /// Which part of a network that is cut in two; false for all where it is whole.
+    beyond: bool,
 }
 
 struct Subscribed {
@@ -73,7 +79,11 @@ impl MemoryHub {
             connections: 1,
             overflows: 0,
         };
-        switch.connections.insert(id, status);
+        let connection = Connection {
+            status,
+            beyond: false,
+        };
+        switch.connections.insert(id, connection);
         MemoryBus {
             hub: self.clone(),
             id,
@@ -93,9 +103,17 @@ impl MemoryHub {
         });
     }
 
+    /// Cuts the network in two, as when two NATS servers lose each other: the connections that are `beyond` reach each
+    /// other only, and so do the rest. None of them notices. With nobody beyond, the network is whole again.
+    pub fn part(&self, beyond: impl Fn(u64) -> bool) {
+        for (nth, connection) in &mut self.lock().connections {
+            connection.beyond = beyond(*nth);
+        }
+    }
+
     fn with_status(&self, nth: u64, change: impl FnOnce(&mut BusStatus)) {
-        if let Some(status) = self.lock().connections.get_mut(&nth) {
-            change(status);
+        if let Some(connection) = self.lock().connections.get_mut(&nth) {
+            change(&mut connection.status);
         }
     }
 
@@ -115,7 +133,9 @@ impl Bus for MemoryBus {
         }
         let mut switch = self.hub.lock();
         let me = switch.connections.get(&self.id);
-        if !me.ok_or(PublishError::Closed)?.connected {
+        let me = me.ok_or(PublishError::Closed)?;
+        let beyond = me.beyond;
+        if !me.status.connected {
             return Ok(()); // into a dead socket's buffer, as it were
         }
         let arrived = Message {
@@ -128,7 +148,8 @@ impl Bus for MemoryBus {
             traceparent: None,
             no_responders: false,
         };
-        let responders = switch.deliver(&arrived, |to| to != self.id);
+        let others = |to, connection: &Connection| to != self.id && connection.beyond == beyond;
+        let responders = switch.deliver(&arrived, others);
         if let (0, Some(reply)) = (responders, message.reply) {
             let word = Message {
                 subject: reply.as_str().to_owned(),
@@ -137,7 +158,7 @@ impl Bus for MemoryBus {
                 traceparent: None,
                 no_responders: true,
             };
-            switch.deliver(&word, |to| to == self.id);
+            switch.deliver(&word, |to, _| to == self.id);
         }
         Ok(())
     }
@@ -152,11 +173,8 @@ impl Bus for MemoryBus {
 
     fn status(&self) -> BusStatus {
         let switch = self.hub.lock();
-        switch
-            .connections
-            .get(&self.id)
-            .copied()
-            .unwrap_or_default()
+        let me = switch.connections.get(&self.id);
+        me.map_or_else(BusStatus::default, |me| me.status)
     }
 
     fn payload_max(&self) -> usize {
@@ -218,22 +236,24 @@ impl Switch {
     }
 
     /// Delivers to the subscriptions of those connections, of shared ones to one; gives the number of deliveries.
-    fn deliver(&mut self, message: &Message, to: impl Fn(u64) -> bool) -> usize {
+    fn deliver(&mut self, message: &Message, reached: impl Fn(u64, &Connection) -> bool) -> usize {
         let mut responders = 0;
         let mut served = false;
         for name in [message.subject.clone(), pattern_of(&message.subject)] {
             for subscribed in self.subscriptions.get(&name).into_iter().flatten() {
-                let status = self.connections.get_mut(&subscribed.connection);
-                let Some(status) = status.filter(|status| status.connected) else {
+                let id = subscribed.connection;
+                let connection = self.connections.get_mut(&id);
+                let reached = |to: &&mut Connection| to.status.connected && reached(id, to);
+                let Some(connection) = connection.filter(reached) else {
                     continue;
                 };
-                if !to(subscribed.connection) || (subscribed.shared && served) {
+                if subscribed.shared && served {
                     continue;
                 }
                 responders += 1;
                 served |= subscribed.shared;
                 if subscribed.sender.try_send(message.clone()).is_err() {
-                    status.overflows += 1;
+                    connection.status.overflows += 1;
                 }
             }
         }

@@ -412,7 +412,7 @@ impl Cluster {
         sent.map_err(|_| AskError::NotSent)
     }
 
-    /// Listens to a room; [`Event::RoomReady`] follows, within the call timeout whatever the bus does.
+    /// Listens to a room; [`Event::RoomReady`] follows, within two call timeouts whatever the bus does.
     pub fn want(&self, room: RoomName) {
         let _ = self.wishes.send(Wanted::Want(room));
     }

@@ -113,10 +113,10 @@ impl<B: Bus> Core<B> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let deadline = self.calls.next_deadline();
-            let call_over = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+            let dues = [self.calls.next_deadline(), self.interest.round_due()];
+            let due = async {
+                match dues.into_iter().flatten().min() {
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -128,7 +128,7 @@ impl<B: Bus> Core<B> {
                 Some(wanted) = wishes.recv() => self.on_wish(wanted).await,
                 Some(input) = inputs.recv() => self.on_input(input).await,
                 _ = tick.tick() => self.on_tick().await,
-                () = call_over => {}
+                () = due => {}
             }
             let now = Instant::now();
             self.calls.expire(now);
@@ -755,10 +755,9 @@ impl<B: Bus> Core<B> {
                     self.show_link();
                 }
             }
-            let peers = self
-                .membership
-                .ids()
-                .filter(|peer| !self.silent.contains(peer));
+            // Without a bus nobody is asked.
+            let asked = |peer: &NodeId| !offline && !self.silent.contains(peer);
+            let peers = self.membership.ids().filter(asked);
             if !self.interest.start_round(peers, now) {
                 return;
             }
