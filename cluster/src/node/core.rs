@@ -452,8 +452,9 @@ impl<B: Bus> Core<B> {
                     self.lost.retain(|(_, node, _)| *node != peer);
                     info!(node = %peer, %name, "node up");
                     self.count_nodes();
-                    // Let it know of this one without the wait for the next turn.
-                    self.send_heartbeat();
+                    // Let it know of this one without the wait for the next turn; with the next tick, because others
+                    // may be new, too, and one heartbeat is for all of them.
+                    self.heartbeat_due = now;
                 }
                 if self.elder() == Some(peer) {
                     // It lives, and has said what there was to say a while ago.
