@@ -33,8 +33,9 @@ const SAID_AFTER: Duration = Duration::from_millis(300);
 /// Most turns that are kept in case the node that speaks is dead.
 const UNSAID_MAX: usize = 10_000;
 
-/// Nodes that may come back from the dead, of which it is remembered what they held.
-const RETRACTABLE_MAX: usize = 16;
+/// Of what was held by nodes that may come back from the dead, so much is remembered, and what the latest of them held.
+/// Half of a large cluster may be cut off at one time.
+const RETRACTABLE_MAX: usize = 200_000;
 
 /// Rooms and sockets in one message of a snapshot: of the longest names, far below what a bus takes.
 const SNAPSHOT_HELD_MAX: usize = 1_000;
@@ -391,8 +392,13 @@ impl<B: Bus> Core<B> {
                 Some((_, ended)) => ended.extend(held),
                 None => self.retractable.push_back((peer, held.collect())),
             }
-            if self.retractable.len() > RETRACTABLE_MAX {
-                self.retractable.pop_front();
+            let sizes = self.retractable.iter().map(|(_, ended)| ended.len());
+            let mut size: usize = sizes.sum();
+            while size > RETRACTABLE_MAX && self.retractable.len() > 1 {
+                size -= self
+                    .retractable
+                    .pop_front()
+                    .map_or(0, |(_, ended)| ended.len());
             }
         }
         self.turn(peer, turns).await;
@@ -408,18 +414,19 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    /// A node is back of which this one has said that its rooms are vacated and its sockets gone: it is the one to say
+    /// A node is back. Where this one has said that its rooms are vacated and its sockets gone, it is the one to say
     /// that they are not, whoever speaks by now.
     async fn retract(&mut self, peer: NodeId, turns: Vec<Turn>) -> Vec<Turn> {
-        let Some(nth) = self.retractable.iter().position(|(node, _)| *node == peer) else {
-            return turns;
-        };
-        let Some((_, ended)) = self.retractable.remove(nth) else {
-            return turns;
-        };
         let (mut back, others): (Vec<_>, Vec<_>) = turns
             .into_iter()
-            .partition(|turn| matches!(turn, Turn::Begun(held) if ended.contains(held)));
+            .partition(|turn| matches!(turn, Turn::Begun(held) if self.take_retractable(held)));
+        // Its sockets it has told of. A room may be back with another node than the one that was the last to be lost.
+        self.retractable.retain_mut(|(node, ended)| {
+            if *node == peer {
+                ended.retain(|held| matches!(held, Held::Room(_)));
+            }
+            !ended.is_empty()
+        });
         // A socket is there before it is a member.
         back.sort_by_key(|turn| matches!(turn.held(), Held::Member(_)));
         for turn in back {
@@ -446,6 +453,12 @@ impl<B: Bus> Core<B> {
                 // Of what was missed before the link was proved, sockets will be told all the same.
                 if missed && self.link.state() == LinkState::Connected && !self.proving_link {
                     warn!(node = %peer, %name, "something of a node was lost on the way");
+    /// Whether this node has said that it has ended, and not yet that it has not.
+    fn take_retractable(&mut self, held: &Held) -> bool {
+        let mut all = self.retractable.iter_mut();
+        all.any(|(_, ended)| ended.remove(held))
+    }
+
                     self.gap(None, "bus_outage").await;
                 }
                 if self.membership.heard(peer, heartbeat, now) {
@@ -503,6 +516,10 @@ impl<B: Bus> Core<B> {
                     if let Some(peer) = self.calls.no_responders(number) {
                         self.down(peer, "does not listen", self.a_while(now)).await;
                     }
+                for turn in &turns {
+                    // Anew: whoever speaks says so.
+                    self.take_retractable(turn.held());
+                }
                 }
             },
             Input::NotSubscribed(room, responder) => {
