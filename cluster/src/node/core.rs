@@ -14,7 +14,9 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, What, lock};
+use super::{
+    Command, Config, Event, Input, Load, Parcel, Responder, RoomOp, TICK, Wanted, What, lock,
+};
 use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
@@ -96,8 +98,8 @@ pub(super) struct Core<B> {
     pub(super) others_spoke: bool,
     pub(super) ticked_at: Instant,
     pub(super) left_at: Option<Instant>,
-    /// Somebody has missed some of this node's rooms.
-    pub(super) snapshot_wanted: bool,
+    /// Those who have missed some of what this node holds.
+    pub(super) snapshot_wanted: Vec<Option<Responder>>,
     /// Nodes that are up, this one included.
     pub(super) nodes: Gauge,
     pub(super) nodes_unreadable: Gauge,
@@ -256,16 +258,16 @@ impl<B: Bus> Core<B> {
             false => Told::Ended(held),
         };
         // When it does not get there, the next heartbeats show that something is missing.
-        self.tell_held(envelope::Occupancy { version, told });
+        self.tell_held(self.subjects.all(), envelope::Occupancy { version, told });
         // Of its sockets the host has told.
         let turn = turn.filter(|turn| !turn.is_of_a_socket());
         self.turn(node, turn).await;
     }
 
-    /// Tells the other nodes of what this one holds.
-    fn tell_held(&self, occupancy: envelope::Occupancy) -> bool {
+    /// Tells other nodes of what this one holds.
+    fn tell_held(&self, subject: Subject, occupancy: envelope::Occupancy) -> bool {
         let parcel = Parcel {
-            subject: self.subjects.all(),
+            subject,
             reply: None,
             what: What::Body(Box::new(Body::Occupancy(occupancy)), None),
         };
@@ -273,8 +275,24 @@ impl<B: Bus> Core<B> {
         there && self.data.try_send(parcel).is_ok()
     }
 
+    /// Tells those who asked. To tell all the others, too, would cost each of them as much as it costs whoever is new to
+    /// the cluster; but where most have asked, as after the return of this node, one message for all is less to send.
     fn tell_all_held(&mut self) {
-        self.snapshot_wanted = false;
+        let askers = std::mem::take(&mut self.snapshot_wanted);
+        let most = 2 * askers.len() > self.membership.ids().count();
+        let replies: Option<Vec<_>> = askers
+            .into_iter()
+            .map(|asker| asker.map(|asker| asker.reply))
+            .collect();
+        match replies.filter(|_| !most) {
+            Some(replies) => replies
+                .into_iter()
+                .for_each(|reply| self.tell_all_held_to(&reply)),
+            None => self.tell_all_held_to(&self.subjects.all()),
+        }
+    }
+
+    fn tell_all_held_to(&self, subject: &Subject) {
         let version = self.occupancy.version(self.config.node);
         let held = self.occupancy.held(self.config.node);
         // At least one message, though there may be nothing.
@@ -286,7 +304,7 @@ impl<B: Bus> Core<B> {
                 part: part as u32,
                 more: part + 1 < parts,
             };
-            if !self.tell_held(envelope::Occupancy { version, told }) {
+            if !self.tell_held(subject.clone(), envelope::Occupancy { version, told }) {
                 // A torso counts for nothing; it will be asked for again.
                 return;
             }
@@ -435,6 +453,12 @@ impl<B: Bus> Core<B> {
         others
     }
 
+    /// Whether this node has said that it has ended, and not yet that it has not.
+    fn take_retractable(&mut self, held: &Held) -> bool {
+        let mut all = self.retractable.iter_mut();
+        all.any(|(_, ended)| ended.remove(held))
+    }
+
     async fn on_input(&mut self, input: Input) {
         let now = Instant::now();
         if matches!(input, Input::Answer(..) | Input::NoResponders(_)) {
@@ -453,12 +477,6 @@ impl<B: Bus> Core<B> {
                 // Of what was missed before the link was proved, sockets will be told all the same.
                 if missed && self.link.state() == LinkState::Connected && !self.proving_link {
                     warn!(node = %peer, %name, "something of a node was lost on the way");
-    /// Whether this node has said that it has ended, and not yet that it has not.
-    fn take_retractable(&mut self, held: &Held) -> bool {
-        let mut all = self.retractable.iter_mut();
-        all.any(|(_, ended)| ended.remove(held))
-    }
-
                     self.gap(None, "bus_outage").await;
                 }
                 if self.membership.heard(peer, heartbeat, now) {
@@ -498,9 +516,18 @@ impl<B: Bus> Core<B> {
                     }
                 }
                 turns.retain(|turn| !turn.is_of_a_socket());
+                for turn in &turns {
+                    // Anew: whoever speaks says so.
+                    self.take_retractable(turn.held());
+                }
                 self.turn(peer, turns).await;
             }
-            Input::OccupancyWanted => self.snapshot_wanted = true,
+            Input::OccupancyWanted(asker) => {
+                // When most have asked, all are told.
+                if self.snapshot_wanted.len() <= self.membership.ids().count() {
+                    self.snapshot_wanted.push(asker);
+                }
+            }
             Input::Answer(number, from, answer) => match self.probes.get(&number) {
                 Some(_) => self.interest.peer_answered(from),
                 None => self.calls.answer(number, from, answer),
@@ -516,10 +543,6 @@ impl<B: Bus> Core<B> {
                     if let Some(peer) = self.calls.no_responders(number) {
                         self.down(peer, "does not listen", self.a_while(now)).await;
                     }
-                for turn in &turns {
-                    // Anew: whoever speaks says so.
-                    self.take_retractable(turn.held());
-                }
                 }
             },
             Input::NotSubscribed(room, responder) => {
@@ -640,7 +663,7 @@ impl<B: Bus> Core<B> {
                 self.forget(peer, Some(now)).await;
             }
             self.say_lost(now).await;
-            if self.snapshot_wanted {
+            if !self.snapshot_wanted.is_empty() {
                 self.tell_all_held();
             }
             let settled_at = now + 2 * self.config.heartbeat_interval;
@@ -785,11 +808,12 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    /// The answer comes to everybody, among the publications.
-    fn ask_for_all(&self, peer: NodeId) {
+    /// The answer comes here, or to everybody, among the publications: a node that is older knows that way only.
+    fn ask_for_all(&mut self, peer: NodeId) {
+        let reply = self.subjects.reply(self.config.node, self.calls.number());
         let request = Body::Request(Request::Occupancy);
         let what = What::Body(Box::new(request), None);
-        self.urgent(self.subjects.request(peer), None, what);
+        self.urgent(self.subjects.request(peer), Some(reply), what);
     }
 
     fn probe_all(&mut self) {
