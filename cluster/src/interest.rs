@@ -4,7 +4,8 @@
 //! SUB, on the same connection, one message that the server itself answers and one to every other node.
 //! An answer of a peer shows that the peer's NATS server, too, has heard of the subscription, because
 //! servers pass on interest and messages between them in order. Joins that come while a round is under
-//! way share the next one.
+//! way share the next one; and the more nodes there are to ask, the longer it is until then, so that what a node asks in a
+//! second is bounded, however many nodes and joins there are.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -19,9 +20,15 @@ pub(crate) struct Interest {
     round: Option<Round>,
     /// What the next round will prove.
     next: Proof,
+    /// Not before then does the next round begin.
+    next_at: Option<Instant>,
     linger: Duration,
     round_timeout: Duration,
 }
+
+/// A probe for each so much time: 500 in a second. With a hundred nodes a room that is new to this one waits for up to
+/// 200 ms, while joins follow each other; the first does not.
+const PROBE_INTERVAL: Duration = Duration::from_millis(2);
 
 struct Room {
     state: RoomState,
@@ -82,6 +89,7 @@ impl Interest {
             lingering: VecDeque::new(),
             round: None,
             next: Proof::default(),
+            next_at: None,
             linger,
             round_timeout,
         }
@@ -142,23 +150,35 @@ impl Interest {
         gone
     }
 
-    /// Starts the next round when one is needed and none is under way; the caller probes.
+    /// Starts the next round when one is needed and due, and none is under way; the caller probes these peers.
     pub(crate) fn start_round(
         &mut self,
         peers: impl Iterator<Item = NodeId>,
         now: Instant,
     ) -> bool {
-        let needed = self.next.link || !self.next.rooms.is_empty();
-        if self.round.is_some() || !needed {
+        if !self.needs_round() || self.next_at.is_some_and(|at| now < at) {
             return false;
         }
+        let peers: HashSet<_> = peers.collect();
+        // A node that has many more peers than that asks more of them in a second, rather than keep joins waiting.
+        let pace = PROBE_INTERVAL * u32::try_from(peers.len()).unwrap_or(u32::MAX);
+        self.next_at = Some(now + pace.min(self.round_timeout / 2));
         self.round = Some(Round {
             proof: std::mem::take(&mut self.next),
             server: false,
-            peers: peers.collect(),
+            peers,
             deadline: now + self.round_timeout,
         });
         true
+    }
+
+    /// When the next round begins, where one waits only for its time.
+    pub(crate) fn round_due(&self) -> Option<Instant> {
+        self.next_at.filter(|_| self.needs_round())
+    }
+
+    fn needs_round(&self) -> bool {
+        self.round.is_none() && (self.next.link || !self.next.rooms.is_empty())
     }
 
     /// The server answered the round's probe.
@@ -262,10 +282,37 @@ mod tests {
         let proved = interest.end_round(false, now).unwrap();
         assert_eq!(proved.rooms, [room("a")]);
         assert_eq!(interest.want(room("a")), Wish::Ready);
+        let now = interest.round_due().unwrap();
         assert!(interest.start_round(std::iter::empty(), now));
         interest.server_answered();
         assert_eq!(interest.end_round(false, now).unwrap().rooms, [room("b")]);
         assert!(!interest.start_round(std::iter::empty(), now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_joins_do_not_make_many_probes() {
+        let (mut interest, now) = interest();
+        let peers = || (1..=99).map(NodeId::new);
+        let mut rounds = 0;
+        for ms in 0..1_000 {
+            let now = now + Duration::from_millis(ms);
+            interest.want(room(&ms.to_string()));
+            rounds += u32::from(interest.start_round(peers(), now));
+            interest.server_answered();
+            peers().for_each(|peer| interest.peer_answered(peer));
+            interest.end_round(false, now);
+        }
+        assert_eq!(rounds, 6, "the first at once, and then one in 198 ms");
+        let due = interest.round_due().unwrap();
+        assert!(interest.start_round(peers(), due));
+        // However many there are, a join does not wait for long.
+        let mut crowded = Interest::new(LINGER, TIMEOUT);
+        crowded.want(room("a"));
+        assert_eq!(crowded.round_due(), None, "at once");
+        crowded.start_round((1..=5_000).map(NodeId::new), now);
+        crowded.end_round(true, now);
+        crowded.want(room("b"));
+        assert_eq!(crowded.round_due(), Some(now + TIMEOUT / 2));
     }
 
     #[tokio::test(start_paused = true)]
@@ -279,6 +326,7 @@ mod tests {
 
         // The proof is still owed.
         assert_eq!(interest.want(room("a")), Wish::Wait);
+        let now = now + TIMEOUT;
         assert!(interest.start_round(std::iter::empty(), now));
         interest.server_answered();
         let proved = interest.end_round(false, now).unwrap();

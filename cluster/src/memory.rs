@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -15,8 +14,7 @@ use crate::{Bus, BusStatus, Message, Outgoing, PublishError, Subject};
 /// Where [`MemoryBus`]es meet. Links can be cut and healed, like the cables of a real network.
 #[derive(Clone)]
 pub struct MemoryHub {
-    connections: Arc<Mutex<HashMap<u64, Connection>>>,
-    next: Arc<AtomicU64>,
+    switch: Arc<Mutex<Switch>>,
     payload_max: usize,
 }
 
@@ -27,15 +25,32 @@ pub struct MemoryBus {
 }
 
 /// Messages of one subscription.
-pub struct MemorySubscription(mpsc::Receiver<Message>);
+pub struct MemorySubscription {
+    hub: MemoryHub,
+    pattern: Subject,
+    id: u64,
+    receiver: mpsc::Receiver<Message>,
+}
+
+#[derive(Default)]
+struct Switch {
+    /// Connections and subscriptions so far, which are their ids.
+    next_connection: u64,
+    next_subscription: u64,
+    connections: HashMap<u64, Connection>,
+    /// By their subject, or pattern, as it was given: a publication looks for two.
+    subscriptions: HashMap<String, Vec<Subscribed>>,
+}
 
 struct Connection {
     status: BusStatus,
-    subscriptions: Vec<Subscribed>,
+    /// Which part of a network that is cut in two; false for all where it is whole.
+    beyond: bool,
 }
 
 struct Subscribed {
-    pattern: Subject,
+    id: u64,
+    connection: u64,
     shared: bool,
     sender: mpsc::Sender<Message>,
 }
@@ -43,32 +58,32 @@ struct Subscribed {
 /// Messages that wait in one subscription; as with NATS, more are dropped and counted.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 16_384;
 
+// === impl MemoryHub ===
+
 impl MemoryHub {
     /// A hub that takes messages of at most `payload_max` bytes.
     pub fn new(payload_max: usize) -> Self {
         Self {
-            connections: Arc::default(),
-            next: Arc::default(),
+            switch: Arc::default(),
             payload_max,
         }
     }
 
     /// A new connection.
     pub fn connect(&self) -> MemoryBus {
-        let mut connections = self.lock();
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut switch = self.lock();
+        let id = switch.next_connection;
+        switch.next_connection += 1;
         let status = BusStatus {
             connected: true,
             connections: 1,
             overflows: 0,
         };
-        connections.insert(
-            id,
-            Connection {
-                status,
-                subscriptions: Vec::new(),
-            },
-        );
+        let connection = Connection {
+            status,
+            beyond: false,
+        };
+        switch.connections.insert(id, connection);
         MemoryBus {
             hub: self.clone(),
             id,
@@ -88,18 +103,26 @@ impl MemoryHub {
         });
     }
 
+    /// Cuts the network in two, as when two NATS servers lose each other: the connections that are `beyond` reach each
+    /// other only, and so do the rest. None of them notices. With nobody beyond, the network is whole again.
+    pub fn part(&self, beyond: impl Fn(u64) -> bool) {
+        for (nth, connection) in &mut self.lock().connections {
+            connection.beyond = beyond(*nth);
+        }
+    }
+
     fn with_status(&self, nth: u64, change: impl FnOnce(&mut BusStatus)) {
-        if let Some(connection) = self.lock().get_mut(&nth) {
+        if let Some(connection) = self.lock().connections.get_mut(&nth) {
             change(&mut connection.status);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Switch> {
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+// === impl MemoryBus ===
 
 impl Bus for MemoryBus {
     type Subscription = MemorySubscription;
@@ -108,8 +131,10 @@ impl Bus for MemoryBus {
         if message.payload.len() > self.hub.payload_max {
             return Err(PublishError::TooLarge);
         }
-        let mut connections = self.hub.lock();
-        let me = connections.get(&self.id).ok_or(PublishError::Closed)?;
+        let mut switch = self.hub.lock();
+        let me = switch.connections.get(&self.id);
+        let me = me.ok_or(PublishError::Closed)?;
+        let beyond = me.beyond;
         if !me.status.connected {
             return Ok(()); // into a dead socket's buffer, as it were
         }
@@ -123,13 +148,8 @@ impl Bus for MemoryBus {
             traceparent: None,
             no_responders: false,
         };
-        let mut responders = 0;
-        let mut served = false;
-        for (id, other) in connections.iter_mut() {
-            if *id != self.id && other.status.connected {
-                responders += other.deliver(&arrived, &mut served);
-            }
-        }
+        let others = |to, connection: &Connection| to != self.id && connection.beyond == beyond;
+        let responders = switch.deliver(&arrived, others);
         if let (0, Some(reply)) = (responders, message.reply) {
             let word = Message {
                 subject: reply.as_str().to_owned(),
@@ -138,9 +158,7 @@ impl Bus for MemoryBus {
                 traceparent: None,
                 no_responders: true,
             };
-            if let Some(me) = connections.get_mut(&self.id) {
-                me.deliver(&word, &mut served);
-            }
+            switch.deliver(&word, |to, _| to == self.id);
         }
         Ok(())
     }
@@ -154,10 +172,9 @@ impl Bus for MemoryBus {
     }
 
     fn status(&self) -> BusStatus {
-        let connections = self.hub.lock();
-        connections
-            .get(&self.id)
-            .map_or_else(BusStatus::default, |connection| connection.status)
+        let switch = self.hub.lock();
+        let me = switch.connections.get(&self.id);
+        me.map_or_else(BusStatus::default, |me| me.status)
     }
 
     fn payload_max(&self) -> usize {
@@ -167,64 +184,107 @@ impl Bus for MemoryBus {
     async fn reconnect(&self) {}
 
     async fn close(&self) {
-        self.hub.lock().remove(&self.id);
+        self.hub.lock().disconnect(self.id);
     }
 }
 
 impl MemoryBus {
     fn add(&self, pattern: Subject, shared: bool) -> MemorySubscription {
         let (sender, receiver) = mpsc::channel(SUBSCRIPTION_MESSAGES_MAX);
-        if let Some(me) = self.hub.lock().get_mut(&self.id) {
-            me.subscriptions.push(Subscribed {
-                pattern,
-                shared,
-                sender,
-            });
+        let mut switch = self.hub.lock();
+        let id = switch.next_subscription;
+        switch.next_subscription += 1;
+        let subscribed = Subscribed {
+            id,
+            connection: self.id,
+            shared,
+            sender,
+        };
+        let name = pattern.as_str().to_owned();
+        switch
+            .subscriptions
+            .entry(name)
+            .or_default()
+            .push(subscribed);
+        drop(switch);
+        MemorySubscription {
+            hub: self.hub.clone(),
+            pattern,
+            id,
+            receiver,
         }
-        MemorySubscription(receiver)
     }
 }
 
 impl Drop for MemoryBus {
     fn drop(&mut self) {
-        self.hub.lock().remove(&self.id);
+        self.hub.lock().disconnect(self.id);
     }
 }
 
-impl Connection {
-    /// Delivers to the subscriptions that match, of shared ones only if none was `served`; gives their number.
-    fn deliver(&mut self, message: &Message, served: &mut bool) -> usize {
-        self.subscriptions
-            .retain(|subscribed| !subscribed.sender.is_closed());
-        let mut matching = 0;
-        for subscribed in &self.subscriptions {
-            let wanted = matches(subscribed.pattern.as_str(), &message.subject)
-                && !(subscribed.shared && *served);
-            if wanted {
-                matching += 1;
-                *served |= subscribed.shared;
+// === impl Switch ===
+
+impl Switch {
+    /// The connection is no more, and its subscriptions end.
+    fn disconnect(&mut self, connection: u64) {
+        if self.connections.remove(&connection).is_some() {
+            self.subscriptions.retain(|_, there| {
+                there.retain(|subscribed| subscribed.connection != connection);
+                !there.is_empty()
+            });
+        }
+    }
+
+    /// Delivers to the subscriptions of those connections, of shared ones to one; gives the number of deliveries.
+    fn deliver(&mut self, message: &Message, reached: impl Fn(u64, &Connection) -> bool) -> usize {
+        let mut responders = 0;
+        let mut served = false;
+        for name in [message.subject.clone(), pattern_of(&message.subject)] {
+            for subscribed in self.subscriptions.get(&name).into_iter().flatten() {
+                let id = subscribed.connection;
+                let connection = self.connections.get_mut(&id);
+                let reached = |to: &&mut Connection| to.status.connected && reached(id, to);
+                let Some(connection) = connection.filter(reached) else {
+                    continue;
+                };
+                if subscribed.shared && served {
+                    continue;
+                }
+                responders += 1;
+                served |= subscribed.shared;
                 if subscribed.sender.try_send(message.clone()).is_err() {
-                    self.status.overflows += 1;
+                    connection.status.overflows += 1;
                 }
             }
         }
-        matching
+        responders
     }
 }
+
+/// The only pattern that a subject is of: [`Subjects`](crate::Subjects) makes none but with `*` for the last token.
+fn pattern_of(subject: &str) -> String {
+    let (before, _) = subject.rsplit_once('.').unwrap_or_default();
+    format!("{before}.*")
+}
+
+// === impl MemorySubscription ===
 
 impl Stream for MemorySubscription {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        self.0.poll_recv(cx)
+        self.receiver.poll_recv(cx)
     }
 }
 
-/// Whether a subject is of a pattern, in which `*` stands for one token.
-fn matches(pattern: &str, subject: &str) -> bool {
-    let mut subject = subject.split('.');
-    let all = pattern
-        .split('.')
-        .all(|token| matches!(subject.next(), Some(other) if token == "*" || token == other));
-    all && subject.next().is_none()
+impl Drop for MemorySubscription {
+    fn drop(&mut self) {
+        let mut switch = self.hub.lock();
+        if let Some(there) = switch.subscriptions.get_mut(self.pattern.as_str()) {
+            there.retain(|subscribed| subscribed.id != self.id);
+            if there.is_empty() {
+                switch.subscriptions.remove(self.pattern.as_str());
+            }
+        }
+    }
 }

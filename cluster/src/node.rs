@@ -240,7 +240,8 @@ enum Input {
     NoResponders(u64),
     NotSubscribed(RoomName, Responder),
     Occupancy(NodeId, envelope::Occupancy),
-    OccupancyWanted,
+    /// A node asks for all that this one holds; an older one does not say where it awaits it.
+    OccupancyWanted(Option<Responder>),
 }
 
 /// Counts messages of one direction, without a look for the counters at each.
@@ -414,7 +415,7 @@ impl Cluster {
         sent.map_err(|_| AskError::NotSent)
     }
 
-    /// Listens to a room; [`Event::RoomReady`] follows, within the call timeout whatever the bus does.
+    /// Listens to a room; [`Event::RoomReady`] follows, within two call timeouts whatever the bus does.
     pub fn want(&self, room: RoomName) {
         let _ = self.wishes.send(Wanted::Want(room));
     }
@@ -660,7 +661,7 @@ impl Node {
             retractable: VecDeque::new(),
             lost: Vec::new(),
             saying: VecDeque::new(),
-            snapshot_wanted: false,
+            snapshot_wanted: Vec::new(),
             nodes: metrics::gauge!("unisono_nodes"),
             nodes_unreadable: metrics::gauge!("unisono_nodes_unreadable"),
             connects: metrics::counter!("unisono_bus_connects_total"),

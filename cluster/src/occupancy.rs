@@ -3,9 +3,10 @@
 //!
 //! Every node tells all others of what it holds, and all of them keep the same table. The one that has been up for
 //! longest is the one that speaks: it has heard everything, and when it goes, the next has, too. A message may be
-//! lost, so each change has a number, heartbeats tell the latest, and whoever has missed one asks for all.
+//! lost, so each change has a number, heartbeats tell the latest, and whoever has missed one asks for all. The answer
+//! may come by another way than the changes, and so before or after those that were made later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use proto::envelope::Held;
 use proto::{NodeId, RoomName};
@@ -28,7 +29,12 @@ struct Holding {
     suspected_at: Option<u64>,
     /// A snapshot that has come in part.
     part: Option<Part>,
+    /// Changes that came after one that is missing, by their numbers: whether it has begun.
+    later: BTreeMap<u64, (Held, bool)>,
 }
+
+/// Changes to remember until a snapshot comes; with more, it may be asked for again.
+const LATER_MAX: usize = 10_000;
 
 #[derive(Debug)]
 struct Part {
@@ -69,6 +75,16 @@ impl Turn {
     }
 }
 
+impl Holding {
+    /// Takes out the changes that came after one that is missing, of which those up to the version are of no use.
+    fn take_later(&mut self) -> BTreeMap<u64, (Held, bool)> {
+        let after = self.version.saturating_add(1);
+        let later = self.later.split_off(&after);
+        self.later.clear();
+        later
+    }
+}
+
 impl Occupancy {
     /// The number of the latest change of a node that is known with all before it.
     pub(crate) fn version(&self, node: NodeId) -> u64 {
@@ -95,6 +111,8 @@ impl Occupancy {
         }
         if version == holding.version + 1 {
             holding.version = version;
+        } else if holding.later.len() < LATER_MAX {
+            holding.later.insert(version, (held.clone(), begun));
         }
         match begun {
             true => self.begin(node, held),
@@ -107,6 +125,7 @@ impl Occupancy {
         if latest == self.version(node) {
             if let Some(holding) = self.nodes.get_mut(&node) {
                 holding.suspected_at = None;
+                holding.later = holding.take_later();
             }
             return false;
         }
@@ -142,8 +161,23 @@ impl Occupancy {
             holding.part = Some(part);
             return Vec::new();
         }
+        if version < holding.version {
+            // Of before what is known by now, with nothing missing.
+            return Vec::new();
+        }
         holding.version = version;
-        let now = part.held;
+        let mut now = part.held;
+        for (number, (held, begun)) in holding.take_later() {
+            match begun {
+                true => now.insert(held.clone()),
+                false => now.remove(&held),
+            };
+            if number == holding.version + 1 {
+                holding.version = number;
+            } else {
+                holding.later.insert(number, (held, begun));
+            }
+        }
         let before = holding.held.clone();
         let ended = before.difference(&now).cloned();
         let mut turns: Vec<_> = ended.filter_map(|held| self.end(node, held)).collect();
@@ -272,6 +306,31 @@ mod tests {
         assert_eq!(table.snapshot(a, snapshot(8, 0, true, &["y"])), []);
         let turns = table.snapshot(a, snapshot(8, 1, false, &["z"]));
         assert_eq!(turns.len(), 2, "without x: {turns:?}");
+    }
+
+    #[test]
+    fn a_snapshot_may_be_overtaken() {
+        let a = NodeId::new(1);
+        let mut table = Occupancy::default();
+        // This node is new to the cluster, and the answer to its question comes late.
+        table.changed(a, 7, room("y"), true);
+        table.changed(a, 8, room("x"), false);
+        table.changed(a, 10, room("z"), true);
+        let turns = table.snapshot(a, snapshot(6, 0, false, &["x"]));
+        assert_eq!(
+            turns,
+            [],
+            "what is known already is not said again, nor what has ended"
+        );
+        assert_eq!(table.version(a), 8, "the ninth is missing");
+        let mut held = table.held(a);
+        held.sort_by_key(|held| format!("{held:?}"));
+        assert_eq!(held, [room("y"), room("z")]);
+        table.snapshot(a, snapshot(9, 0, false, &["y"]));
+        assert_eq!(table.version(a), 10);
+        assert_eq!(table.held(a).len(), 2);
+        assert_eq!(table.snapshot(a, snapshot(9, 0, false, &[])), [], "too old");
+        assert_eq!(table.held(a).len(), 2);
     }
 
     #[test]

@@ -426,6 +426,36 @@ fn what_becomes_of_rooms_while_nobody_has_a_bus_is_said_after_it() {
     });
 }
 
+/// Each half takes the other for dead, and the one that speaks there is not the one that speaks when they are whole.
+#[test]
+fn halves_of_a_cluster_take_back_what_they_said_of_each_other() {
+    story(async || {
+        let sim = Sim::start(4).await;
+        for nth in [0, 1] {
+            sim.cluster(nth).hold(Held::Room(room("x")), true);
+        }
+        for nth in [2, 3] {
+            sim.cluster(nth).hold(Held::Room(room("y")), true);
+        }
+        sleep(4 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["+x", "+y"]);
+        sim.hub.part(|nth| nth >= 2);
+        sleep(NODE_TIMEOUT + 4 * A_WHILE).await;
+        assert_eq!(turns(&sim), ["-x", "-y"]);
+        sim.hub.part(|_| false);
+        sleep(NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim), ["+x", "+y"]);
+        // Once: it is said anew by whoever speaks.
+        for nth in [0, 1] {
+            sim.cluster(nth).hold(Held::Room(room("x")), false);
+            sleep(A_WHILE).await;
+            sim.cluster(nth).hold(Held::Room(room("y")), true);
+        }
+        sleep(A_WHILE).await;
+        assert_eq!(turns(&sim), ["-x"]);
+    });
+}
+
 #[test]
 fn a_survivor_says_that_the_sockets_of_a_dead_node_are_lost() {
     story(async || {

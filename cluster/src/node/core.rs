@@ -14,7 +14,9 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Command, Config, Event, Input, Load, Parcel, RoomOp, TICK, Wanted, What, lock};
+use super::{
+    Command, Config, Event, Input, Load, Parcel, Responder, RoomOp, TICK, Wanted, What, lock,
+};
 use crate::beats::Beats;
 use crate::calls::Calls;
 use crate::interest::{Interest, Wish};
@@ -33,8 +35,9 @@ const SAID_AFTER: Duration = Duration::from_millis(300);
 /// Most turns that are kept in case the node that speaks is dead.
 const UNSAID_MAX: usize = 10_000;
 
-/// Nodes that may come back from the dead, of which it is remembered what they held.
-const RETRACTABLE_MAX: usize = 16;
+/// Of what was held by nodes that may come back from the dead, so much is remembered, and what the latest of them held.
+/// Half of a large cluster may be cut off at one time.
+const RETRACTABLE_MAX: usize = 200_000;
 
 /// Rooms and sockets in one message of a snapshot: of the longest names, far below what a bus takes.
 const SNAPSHOT_HELD_MAX: usize = 1_000;
@@ -95,8 +98,8 @@ pub(super) struct Core<B> {
     pub(super) others_spoke: bool,
     pub(super) ticked_at: Instant,
     pub(super) left_at: Option<Instant>,
-    /// Somebody has missed some of this node's rooms.
-    pub(super) snapshot_wanted: bool,
+    /// Those who have missed some of what this node holds.
+    pub(super) snapshot_wanted: Vec<Option<Responder>>,
     /// Nodes that are up, this one included.
     pub(super) nodes: Gauge,
     pub(super) nodes_unreadable: Gauge,
@@ -113,10 +116,10 @@ impl<B: Bus> Core<B> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let deadline = self.calls.next_deadline();
-            let call_over = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+            let dues = [self.calls.next_deadline(), self.interest.round_due()];
+            let due = async {
+                match dues.into_iter().flatten().min() {
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -128,7 +131,7 @@ impl<B: Bus> Core<B> {
                 Some(wanted) = wishes.recv() => self.on_wish(wanted).await,
                 Some(input) = inputs.recv() => self.on_input(input).await,
                 _ = tick.tick() => self.on_tick().await,
-                () = call_over => {}
+                () = due => {}
             }
             let now = Instant::now();
             self.calls.expire(now);
@@ -255,16 +258,16 @@ impl<B: Bus> Core<B> {
             false => Told::Ended(held),
         };
         // When it does not get there, the next heartbeats show that something is missing.
-        self.tell_held(envelope::Occupancy { version, told });
+        self.tell_held(self.subjects.all(), envelope::Occupancy { version, told });
         // Of its sockets the host has told.
         let turn = turn.filter(|turn| !turn.is_of_a_socket());
         self.turn(node, turn).await;
     }
 
-    /// Tells the other nodes of what this one holds.
-    fn tell_held(&self, occupancy: envelope::Occupancy) -> bool {
+    /// Tells other nodes of what this one holds.
+    fn tell_held(&self, subject: Subject, occupancy: envelope::Occupancy) -> bool {
         let parcel = Parcel {
-            subject: self.subjects.all(),
+            subject,
             reply: None,
             what: What::Body(Box::new(Body::Occupancy(occupancy)), None),
         };
@@ -272,8 +275,24 @@ impl<B: Bus> Core<B> {
         there && self.data.try_send(parcel).is_ok()
     }
 
+    /// Tells those who asked. To tell all the others, too, would cost each of them as much as it costs whoever is new to
+    /// the cluster; but where most have asked, as after the return of this node, one message for all is less to send.
     fn tell_all_held(&mut self) {
-        self.snapshot_wanted = false;
+        let askers = std::mem::take(&mut self.snapshot_wanted);
+        let most = 2 * askers.len() > self.membership.ids().count();
+        let replies: Option<Vec<_>> = askers
+            .into_iter()
+            .map(|asker| asker.map(|asker| asker.reply))
+            .collect();
+        match replies.filter(|_| !most) {
+            Some(replies) => replies
+                .into_iter()
+                .for_each(|reply| self.tell_all_held_to(&reply)),
+            None => self.tell_all_held_to(&self.subjects.all()),
+        }
+    }
+
+    fn tell_all_held_to(&self, subject: &Subject) {
         let version = self.occupancy.version(self.config.node);
         let held = self.occupancy.held(self.config.node);
         // At least one message, though there may be nothing.
@@ -285,7 +304,7 @@ impl<B: Bus> Core<B> {
                 part: part as u32,
                 more: part + 1 < parts,
             };
-            if !self.tell_held(envelope::Occupancy { version, told }) {
+            if !self.tell_held(subject.clone(), envelope::Occupancy { version, told }) {
                 // A torso counts for nothing; it will be asked for again.
                 return;
             }
@@ -391,8 +410,13 @@ impl<B: Bus> Core<B> {
                 Some((_, ended)) => ended.extend(held),
                 None => self.retractable.push_back((peer, held.collect())),
             }
-            if self.retractable.len() > RETRACTABLE_MAX {
-                self.retractable.pop_front();
+            let sizes = self.retractable.iter().map(|(_, ended)| ended.len());
+            let mut size: usize = sizes.sum();
+            while size > RETRACTABLE_MAX && self.retractable.len() > 1 {
+                size -= self
+                    .retractable
+                    .pop_front()
+                    .map_or(0, |(_, ended)| ended.len());
             }
         }
         self.turn(peer, turns).await;
@@ -408,24 +432,31 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    /// A node is back of which this one has said that its rooms are vacated and its sockets gone: it is the one to say
+    /// A node is back. Where this one has said that its rooms are vacated and its sockets gone, it is the one to say
     /// that they are not, whoever speaks by now.
     async fn retract(&mut self, peer: NodeId, turns: Vec<Turn>) -> Vec<Turn> {
-        let Some(nth) = self.retractable.iter().position(|(node, _)| *node == peer) else {
-            return turns;
-        };
-        let Some((_, ended)) = self.retractable.remove(nth) else {
-            return turns;
-        };
         let (mut back, others): (Vec<_>, Vec<_>) = turns
             .into_iter()
-            .partition(|turn| matches!(turn, Turn::Begun(held) if ended.contains(held)));
+            .partition(|turn| matches!(turn, Turn::Begun(held) if self.take_retractable(held)));
+        // Its sockets it has told of. A room may be back with another node than the one that was the last to be lost.
+        self.retractable.retain_mut(|(node, ended)| {
+            if *node == peer {
+                ended.retain(|held| matches!(held, Held::Room(_)));
+            }
+            !ended.is_empty()
+        });
         // A socket is there before it is a member.
         back.sort_by_key(|turn| matches!(turn.held(), Held::Member(_)));
         for turn in back {
             self.say(turn).await;
         }
         others
+    }
+
+    /// Whether this node has said that it has ended, and not yet that it has not.
+    fn take_retractable(&mut self, held: &Held) -> bool {
+        let mut all = self.retractable.iter_mut();
+        all.any(|(_, ended)| ended.remove(held))
     }
 
     async fn on_input(&mut self, input: Input) {
@@ -452,8 +483,9 @@ impl<B: Bus> Core<B> {
                     self.lost.retain(|(_, node, _)| *node != peer);
                     info!(node = %peer, %name, "node up");
                     self.count_nodes();
-                    // Let it know of this one without the wait for the next turn.
-                    self.send_heartbeat();
+                    // Let it know of this one without the wait for the next turn; with the next tick, because others
+                    // may be new, too, and one heartbeat is for all of them.
+                    self.heartbeat_due = now;
                 }
                 if self.elder() == Some(peer) {
                     // It lives, and has said what there was to say a while ago.
@@ -484,9 +516,18 @@ impl<B: Bus> Core<B> {
                     }
                 }
                 turns.retain(|turn| !turn.is_of_a_socket());
+                for turn in &turns {
+                    // Anew: whoever speaks says so.
+                    self.take_retractable(turn.held());
+                }
                 self.turn(peer, turns).await;
             }
-            Input::OccupancyWanted => self.snapshot_wanted = true,
+            Input::OccupancyWanted(asker) => {
+                // When most have asked, all are told.
+                if self.snapshot_wanted.len() <= self.membership.ids().count() {
+                    self.snapshot_wanted.push(asker);
+                }
+            }
             Input::Answer(number, from, answer) => match self.probes.get(&number) {
                 Some(_) => self.interest.peer_answered(from),
                 None => self.calls.answer(number, from, answer),
@@ -622,7 +663,7 @@ impl<B: Bus> Core<B> {
                 self.forget(peer, Some(now)).await;
             }
             self.say_lost(now).await;
-            if self.snapshot_wanted {
+            if !self.snapshot_wanted.is_empty() {
                 self.tell_all_held();
             }
             let settled_at = now + 2 * self.config.heartbeat_interval;
@@ -755,10 +796,9 @@ impl<B: Bus> Core<B> {
                     self.show_link();
                 }
             }
-            let peers = self
-                .membership
-                .ids()
-                .filter(|peer| !self.silent.contains(peer));
+            // Without a bus nobody is asked.
+            let asked = |peer: &NodeId| !offline && !self.silent.contains(peer);
+            let peers = self.membership.ids().filter(asked);
             if !self.interest.start_round(peers, now) {
                 return;
             }
@@ -768,11 +808,12 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    /// The answer comes to everybody, among the publications.
-    fn ask_for_all(&self, peer: NodeId) {
+    /// The answer comes here, or to everybody, among the publications: a node that is older knows that way only.
+    fn ask_for_all(&mut self, peer: NodeId) {
+        let reply = self.subjects.reply(self.config.node, self.calls.number());
         let request = Body::Request(Request::Occupancy);
         let what = What::Body(Box::new(request), None);
-        self.urgent(self.subjects.request(peer), None, what);
+        self.urgent(self.subjects.request(peer), Some(reply), what);
     }
 
     fn probe_all(&mut self) {

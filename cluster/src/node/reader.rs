@@ -106,7 +106,12 @@ impl Reader {
                     Answer::Unsupported
                 });
             }
-            (Body::Request(Request::Occupancy), _, _) => self.input(Input::OccupancyWanted).await,
+            (Body::Request(Request::Occupancy), _, responder) => {
+                self.input(Input::OccupancyWanted(responder)).await;
+            }
+            (Body::Occupancy(occupancy), Some(_), _) => {
+                self.input(Input::Occupancy(origin, occupancy)).await;
+            }
             (Body::Request(Request::NotSubscribed(room)), _, Some(responder)) => {
                 self.input(Input::NotSubscribed(room, responder)).await;
             }
