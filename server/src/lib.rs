@@ -75,6 +75,9 @@ pub mod failures;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "counting")]
+#[doc(hidden)]
+pub mod counting;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

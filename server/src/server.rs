@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use actix::{AsyncContext, Context};
+use actix::{Arbiter, AsyncContext, Context};
+use actix_rt::ArbiterHandle;
 use anyhow::Context as _;
 use cluster::{Budget, Call, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use futures_util::FutureExt;
@@ -65,6 +66,15 @@ pub struct Server {
     unisono: Unisono,
 }
 
+/// Which threads the workers and the bus run on.
+pub(crate) enum Threads {
+    /// Each on one of its own.
+    Own,
+    /// All on the caller's, one after the other, with a bus that meets those of other nodes at that hub.
+    #[cfg(feature = "counting")]
+    Callers(MemoryHub),
+}
+
 /// How often a drain looks whether the last socket is gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -101,6 +111,17 @@ impl Server {
     ///
     /// When a file that the configuration names cannot be read, or the listener not be used.
     pub async fn start(
+        config: Config,
+        app: App,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+    ) -> anyhow::Result<Self> {
+        Self::start_on(Threads::Own, config, app, listener, admin).await
+    }
+
+    /// As [`Server::start`], on threads of the caller's choice.
+    pub(crate) async fn start_on(
+        threads: Threads,
         mut config: Config,
         app: App,
         listener: TcpListener,
@@ -158,7 +179,10 @@ impl Server {
         let name = node_name(&config);
         let loaded = Arc::clone(&counts);
         let (cluster, cluster_node, events) = cluster::start(
-            cluster_config(&config, node_id, name.clone(), started_at_ms),
+            cluster::Config {
+                alone: threads.are_alone(&config),
+                ..cluster_config(&config, node_id, name.clone(), started_at_ms)
+            },
             budget.clone(),
             move || {
                 #[cfg(feature = "failures")]
@@ -207,7 +231,8 @@ impl Server {
         let node = node_context.address();
         let mut running = Vec::new();
         for index in 0..workers {
-            running.push(worker::start(index, Arc::clone(&shared), node.clone()).await);
+            let thread = threads.worker();
+            running.push(worker::start(index, thread, Arc::clone(&shared), node.clone()).await);
         }
         let registries = running.iter().map(|worker| worker.registry.clone());
         let workers = Workers::new(registries.collect());
@@ -220,7 +245,7 @@ impl Server {
         };
         let _ = late.set(unisono.clone());
         let serving = unisono.clone();
-        run_bus(
+        threads.run_bus(
             cluster_node,
             nats.map(|nats| NatsConfig {
                 client_name: format!("unisono {node_id}"),
@@ -232,8 +257,6 @@ impl Server {
         for worker in running {
             let _ = worker.open.send(unisono.clone());
             doors.push(worker.connections);
-            // The thread lives on without its handle.
-            drop(worker.arbiter);
         }
         for (listener, admin) in listeners {
             let shared = Arc::clone(&unisono.shared);
@@ -429,6 +452,44 @@ fn offer(
         }
     }
     Err(connection)
+}
+
+impl Threads {
+    /// Where the next worker runs.
+    fn worker(&self) -> ArbiterHandle {
+        match self {
+            // The thread lives on when only a handle is left of it.
+            Self::Own => Arbiter::new().handle(),
+            #[cfg(feature = "counting")]
+            Self::Callers(_) => Arbiter::current(),
+        }
+    }
+
+    /// Whether there are no other nodes.
+    fn are_alone(&self, config: &Config) -> bool {
+        match self {
+            Self::Own => config.cluster.nats.is_empty(),
+            #[cfg(feature = "counting")]
+            Self::Callers(_) => false,
+        }
+    }
+
+    /// Runs the node's side of the bus.
+    fn run_bus(
+        &self,
+        node: cluster::Node,
+        nats: Option<NatsConfig>,
+        serve: impl Fn(Call) + Send + 'static,
+    ) -> io::Result<()> {
+        match self {
+            Self::Own => run_bus(node, nats, serve),
+            #[cfg(feature = "counting")]
+            Self::Callers(hub) => {
+                actix_rt::spawn(node.run(hub.connect(), serve));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Runs the node's side of the bus on a thread of its own.

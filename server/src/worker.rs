@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actix::{Actor, Addr, Arbiter};
+use actix::{Actor, Addr};
+use actix_rt::ArbiterHandle;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
@@ -45,8 +46,6 @@ const CONNECTIONS_WAITING: usize = 256;
 
 /// A worker that runs.
 pub struct Running {
-    /// Its thread.
-    pub arbiter: Arbiter,
     /// Its registry.
     pub registry: Addr<Registry>,
     /// Takes what it needs to let clients in.
@@ -55,9 +54,13 @@ pub struct Running {
     pub connections: mpsc::Sender<Connection>,
 }
 
-/// Starts a worker. It lets nobody in before it is told of the other workers.
-pub async fn start(index: usize, shared: Arc<Shared>, node: Addr<Node>) -> Running {
-    let arbiter = Arbiter::new();
+/// Starts a worker on a thread. It lets nobody in before it is told of the other workers.
+pub async fn start(
+    index: usize,
+    thread: ArbiterHandle,
+    shared: Arc<Shared>,
+    node: Addr<Node>,
+) -> Running {
     let (registry_sender, registry) = oneshot::channel();
     let (open, unisono) = oneshot::channel();
     let (connections, receiver) = mpsc::channel(CONNECTIONS_WAITING);
@@ -75,12 +78,11 @@ pub async fn start(index: usize, shared: Arc<Shared>, node: Addr<Node>) -> Runni
         });
         serve(worker, receiver).await;
     };
-    arbiter.spawn_fn(move || {
+    thread.spawn_fn(move || {
         actix_rt::spawn(run());
     });
     let registry = registry.await.expect("a new worker answers");
     Running {
-        arbiter,
         registry,
         open,
         connections,
