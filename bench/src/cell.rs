@@ -2,9 +2,7 @@
 //! end with the round, however it ends.
 
 use std::any::Any;
-use std::env;
 use std::panic::AssertUnwindSafe;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -37,11 +35,13 @@ pub async fn measure(cell: &Cell, scale: Scale) -> Round {
 async fn run(cell: &Cell, scale: Scale) -> Result<Round> {
     let mut cluster = start(cell).await;
     let directory = TempDir::with_prefix("unisono-bench-")?;
-    let mut command = program(cell, scale)?;
+    let mut command = unisono();
+    // Behind the name of the program, which was built with this one.
+    command.args(cell.command_line(scale).split(' ').skip(1));
     for node in &cluster.nodes {
         command.args(["--url", node.api().base()]);
     }
-    if let (Load::Emit, Some(nats)) = (&cell.load, cluster.nats.first()) {
+    if let (Load::Emit { .. }, Some(nats)) = (&cell.load, cluster.nats.first()) {
         command.args(["--nats", &nats.url()]);
     }
 
@@ -79,29 +79,15 @@ async fn run(cell: &Cell, scale: Scale) -> Result<Round> {
     Ok(Round::Measured { report, watched })
 }
 
-/// The nodes of a cell, and their bus. Where there are to be bursts, the program that measures starts its own.
+/// The nodes of a cell, and their bus.
 async fn start(cell: &Cell) -> Sandbox {
-    let nodes = match (&cell.load, cell.nodes) {
-        (Load::Bursts { .. }, _) => vec![],
-        (_, 1) => vec![Node::alone("").await],
-        (_, nodes) => return Sandbox::start(nodes as usize).await,
-    };
-    Sandbox {
-        nodes,
-        nats: vec![],
+    match cell.nodes {
+        1 => Sandbox {
+            nodes: vec![Node::alone("").await],
+            nats: vec![],
+        },
+        nodes => Sandbox::start(nodes as usize).await,
     }
-}
-
-/// The command line of a cell, with programs that were built with this one.
-fn program(cell: &Cell, scale: Scale) -> Result<Command> {
-    let line = cell.command_line(scale);
-    let (program, arguments) = line.split_once(' ').context("a program has arguments")?;
-    let mut command = match program {
-        "unisono" => unisono(),
-        other => Command::new(env::current_exe()?.with_file_name(other)),
-    };
-    command.args(arguments.split(' '));
-    Ok(command)
 }
 
 /// What the nodes and their bus have now.

@@ -120,7 +120,7 @@ fn emit(results: &Results) -> Figure {
         points: quantiles
             .iter()
             .filter_map(|(name, quantile)| {
-                let y = results.figure(&Cell::emit(nodes), &format!("/{latency}/{name}"))?;
+                let y = results.figure(&Cell::emit(nodes, 1), &format!("/{latency}/{name}"))?;
                 Some(Point {
                     x: 1.0 / (1.0 - quantile),
                     y,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::charts::{self, BARE, NODE};
-use crate::matrix::{BYTES, Cell, SOCKETS, Scale, WINDOWS, Wire};
+use crate::matrix::{BYTES, Cell, EMIT_WINDOWS, SOCKETS, Scale, WINDOWS, Wire};
 use crate::results::{Outcome, Results, Round, Sample, Spread, count, number};
 
 /// The folder of the plots, beside the report.
@@ -54,14 +54,15 @@ impl Budget {
 /// Where a table has nothing to say.
 const NOTHING: &str = "–";
 
-/// Ratios of a cell of bursts.
-const ONE_AT_A_TIME: &str = "/one_at_a_time/median/ratio";
-const IN_FLIGHT: &str = "/in_flight/median/ratio";
+const RATIO: &str = "/ratio";
+
+/// Handshakes at one time that a budget is held against.
+const HANDSHAKES: u32 = 64;
 
 /// The budgets of the design, and how they are kept.
 pub fn budgets(results: &Results) -> Vec<Budget> {
-    let [_, window] = WINDOWS;
-    let bursts = |pointer| results.figure(&results.scale.bursts(), pointer);
+    let [one, window] = WINDOWS;
+    let bursts = |window| results.figure(&Cell::bursts(window), RATIO);
     let (idle, cluster) = (results.scale.idle(), results.scale.idle_cluster());
     let sockets = count(SOCKETS);
     vec![
@@ -69,13 +70,13 @@ pub fn budgets(results: &Results) -> Vec<Budget> {
             what: format!("CPU per delivery against the bare loop: {sockets} sockets, one publication at a time"),
             unit: "×",
             max: 1.25,
-            measured: bursts(ONE_AT_A_TIME),
+            measured: bursts(one),
         },
         Budget {
             what: format!("the same, {window} in flight"),
             unit: "×",
             max: 0.16,
-            measured: bursts(IN_FLIGHT),
+            measured: bursts(window),
         },
         Budget {
             what: format!("memory of an idle socket, of {}", count(idle.sockets)),
@@ -105,7 +106,18 @@ pub fn budgets(results: &Results) -> Vec<Budget> {
             what: "emit to a socket on another node: above an HTTP request and a bus round trip, medians".to_owned(),
             unit: " µs",
             max: 100.0,
-            measured: results.figure(&Cell::emit(2), "/over_floor_us"),
+            measured: results.figure(&Cell::emit(2, 1), "/over_floor_us"),
+        },
+        Budget {
+            what: format!("handshakes, {HANDSHAKES} at one time: how many more a loop does that accepts and answers"),
+            unit: "×",
+            max: 1.25,
+            measured: results
+                .of(&results.scale.connect(HANDSHAKES))
+                .and_then(|outcome| {
+                    let rates = ["/raw_handshakes_per_second", "/handshakes_per_second"];
+                    outcome.both(rates, |bare, node| bare / node)
+                }),
         },
     ]
 }
@@ -122,9 +134,7 @@ fn subscriptions(samples: &[Sample]) -> Option<f64> {
 
 /// What a round came to, in a few words for who waits for the next one.
 pub fn in_short(round: &Round) -> String {
-    const FIGURES: [(&str, &str, &str); 9] = [
-        (ONE_AT_A_TIME, "ratio ", ""),
-        (IN_FLIGHT, "in flight ", ""),
+    const FIGURES: [(&str, &str, &str); 7] = [
         ("/node_cpu_us_per_delivery", "", " µs"),
         ("/node_cpu_us_per_handshake", "", " µs"),
         ("/ratio", "ratio ", ""),
@@ -225,9 +235,9 @@ fn method(results: &Results) -> String {
          delivery. Below 1, several messages leave in one `write`. The window is the number of messages in flight: with 1 the \
          next is published when the last has reached everybody. What the client costs is in no figure of CPU, but it takes \
          its share of the cores, so rates and latencies are those of a machine that is shared. A figure is the median of the rounds \
-         of a cell ({} of bursts and emits, {} of the others), with the least and the most in brackets; rounds are \
+         of a cell ({} where a budget hangs on the CPU or the time of a message, {} of the others), with the least and the most in brackets; rounds are \
          spread over the whole run, so that a slow minute hits one round of every cell.\n",
-        rounds(&results.scale.bursts()),
+        rounds(&Cell::bursts(1)),
         rounds(&other),
     )
 }
@@ -247,47 +257,23 @@ fn growth(results: &Results) -> String {
 // === tables ===
 
 fn bursts(results: &Results) -> String {
-    let [one, many] = WINDOWS;
-    let bursts = results.scale.bursts();
-    let row = |name: String, cell: &Cell, [node, bare, ratio]: [&str; 3]| {
-        let figure = |pointer| in_table(results, cell, pointer, |spread| spread.to_string());
-        [name, figure(node), figure(bare), figure(ratio)]
-    };
-    let http = |window| {
-        let cell = Cell::fanout(Wire::Websocket, 1, SOCKETS, BYTES, window);
-        row(
-            format!("over HTTP, window {window}"),
-            &cell,
-            [NODE, BARE, "/ratio"],
-        )
-    };
-    let rows = [
-        row(
-            "by a client, one at a time".to_owned(),
-            &bursts,
-            [
-                "/one_at_a_time/median/server_us",
-                "/one_at_a_time/median/bare_us",
-                ONE_AT_A_TIME,
-            ],
-        ),
-        http(one),
-        row(
-            format!("by a client, {many} in flight"),
-            &bursts,
-            [
-                "/in_flight/median/server_us",
-                "/one_at_a_time/median/bare_us",
-                IN_FLIGHT,
-            ],
-        ),
-        http(many),
-    ];
+    let rows: Vec<[String; 4]> = WINDOWS
+        .iter()
+        .flat_map(|&window| {
+            let http = Cell::fanout(Wire::Websocket, 1, SOCKETS, BYTES, window);
+            [("by a client", Cell::bursts(window)), ("over HTTP", http)].map(|(name, cell)| {
+                let figure =
+                    |pointer| in_table(results, &cell, pointer, |spread| spread.to_string());
+                let name = format!("{name}, window {window}");
+                [name, figure(NODE), figure(BARE), figure(RATIO)]
+            })
+        })
+        .collect();
     format!(
         "## Who publishes\n\nThe budgets of CPU are for a client that publishes over its own socket, as many messages at once as the \
-         window has room for: `target/release/bench` measures it. All other cells publish by \
-         requests over HTTP, each of which costs more by itself, and which come one by one, so that fewer messages leave in one \
-         `write`. The bare loop makes no batches, and what a client publishes is held against its one at a time. {} sockets on one node, {BYTES} B, CPU per delivery in µs.\n\n{}",
+         window has room for (`unisono bench fanout --by socket`). All other cells publish by requests over HTTP, each of which \
+         costs more by itself, and which come one by one, so that fewer messages leave in one `write`. The bare loop puts none \
+         together. {} sockets on one node, {BYTES} B, CPU per delivery in µs.\n\n{}",
         count(SOCKETS),
         table(["published", "node", "bare loop", "ratio"], &rows)
     )
@@ -359,14 +345,17 @@ fn fanout_row(results: &Results, wire: Wire, nodes: u32, sockets: u32, bytes: u3
 }
 
 fn emits(results: &Results) -> String {
+    let [one, many] = EMIT_WINDOWS;
     let rows: Vec<[String; 6]> = [
-        (1, "answer_us", "answer, one node"),
-        (2, "answer_us", "answer, from another node"),
-        (2, "nats_us", "bare NATS request"),
-        (2, "health_us", "bare HTTP request"),
+        (1, one, "answer_us", "answer, one node".to_owned()),
+        (1, many, "answer_us", format!("the same, {many} in flight")),
+        (2, one, "answer_us", "answer, from another node".to_owned()),
+        (2, many, "answer_us", format!("the same, {many} in flight")),
+        (2, one, "nats_us", "bare NATS request".to_owned()),
+        (2, one, "health_us", "bare HTTP request".to_owned()),
     ]
-    .map(|(nodes, latency, name)| {
-        let cell = Cell::emit(nodes);
+    .map(|(nodes, window, latency, name)| {
+        let cell = Cell::emit(nodes, window);
         let at = |quantile: &str| {
             in_table(
                 results,
@@ -376,7 +365,7 @@ fn emits(results: &Results) -> String {
             )
         };
         [
-            name.to_owned(),
+            name,
             at("p50"),
             at("p90"),
             at("p99"),
@@ -386,8 +375,8 @@ fn emits(results: &Results) -> String {
     })
     .into();
     format!(
-        "## Emits\n\nLatencies in µs of messages to single sockets, one in flight, over HTTP: until the node has answered what \
-         became of them.\n\n{}",
+        "## Emits\n\nLatencies in µs of messages to single sockets over HTTP, until the node has answered what became of them: one at \
+         a time, and many in flight.\n\n{}",
         table(["", "p50", "p90", "p99", "p99.9", "max"], &rows)
     )
 }
@@ -553,12 +542,7 @@ mod tests {
                 "ratio": us / 4.0,
             }))
         };
-        let bursts = |one: f64, many: f64| {
-            measured(json!({
-                "one_at_a_time": { "median": { "ratio": one } },
-                "in_flight": { "median": { "ratio": many } },
-            }))
-        };
+        let ratio = |ratio: f64| measured(json!({ "ratio": ratio }));
         let sample = |at, resident_kib, subscriptions| Sample {
             at,
             sockets: 0,
@@ -576,7 +560,15 @@ mod tests {
         Results::without_a_machine(vec![
             outcome(cell(1), vec![fanout(4.0), fanout(6.0), lost()]),
             outcome(cell(16), vec![lost(), lost()]),
-            outcome(scale.bursts(), vec![bursts(1.1, 0.1), bursts(1.2, 0.3)]),
+            outcome(Cell::bursts(1), vec![ratio(1.1), ratio(1.2)]),
+            outcome(Cell::bursts(16), vec![ratio(0.1), ratio(0.3)]),
+            outcome(
+                scale.connect(HANDSHAKES),
+                vec![measured(json!({
+                    "handshakes_per_second": 8.0,
+                    "raw_handshakes_per_second": 10.0,
+                }))],
+            ),
             outcome(
                 scale.idle(),
                 vec![idle(vec![
@@ -609,6 +601,7 @@ mod tests {
         assert_eq!(of(3)[1..], ["1 µs", NOTHING, NOTHING, "not measured"]);
         assert_eq!(of(4)[1..], ["2", "2.00", "2.00 to 2.00", "kept"]);
         assert_eq!(of(5)[4], "not measured");
+        assert_eq!(of(6)[1..], ["1.25×", "1.25×", "1.25 to 1.25", "kept"]);
     }
 
     #[test]
@@ -648,7 +641,8 @@ mod tests {
         let figures = charts::figures(&results);
         assert_eq!(text.matches("![").count(), figures.len());
         let files: Vec<_> = figures.iter().map(|figure| figure.file).collect();
-        assert_eq!(files, ["sockets.svg", "nodes.svg", "memory.svg"]);
+        let drawn = ["sockets.svg", "nodes.svg", "connect.svg", "memory.svg"];
+        assert_eq!(files, drawn);
         for figure in &figures {
             assert!(text.contains(&format!("({PLOTS}/{})", figure.file)));
             assert!(plot::svg(&figure.chart).is_ok(), "{}", figure.file);

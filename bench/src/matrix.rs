@@ -24,18 +24,11 @@ pub struct Cell {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
-    /// All are in one room, which is published to.
+    /// All are in one room, which is published to over HTTP.
     Fanout(Messages),
-    /// All are in one room, to which one of them publishes: one message at a time, and as many at once as the window has
-    /// room for. The budgets of CPU are held against it.
-    Bursts {
-        /// Bytes of text in each message.
-        bytes: u32,
-        /// In flight at one time, in the second case.
-        window: u32,
-        /// Messages in each case.
-        publications: u32,
-    },
+    /// All are in one room, to which one of them publishes: as many messages at once as the window has room for. The
+    /// budgets of CPU are held against it.
+    Bursts(Messages),
     /// They are in so many rooms, which are published to in turn.
     Rooms {
         /// Divides the number of sockets.
@@ -43,8 +36,11 @@ pub enum Load {
         /// What is published.
         messages: Messages,
     },
-    /// Each is sent messages of its own, one at a time, through another node than its own where there is one.
-    Emit,
+    /// They are sent messages of their own, in turn, through another node than theirs where there is one.
+    Emit {
+        /// In flight at one time.
+        window: u32,
+    },
     /// They are opened, so many at one time.
     Connect {
         /// Handshakes under way.
@@ -98,6 +94,8 @@ pub const BYTES: u32 = 128;
 pub const LARGE_BYTES: u32 = 4096;
 /// Messages in flight: one after the other, and as many as fill batches.
 pub const WINDOWS: [u32; 2] = [1, 16];
+/// Emits in flight: one, for how long an answer takes, and as many as keep the nodes busy.
+pub const EMIT_WINDOWS: [u32; 2] = [1, 64];
 /// Numbers of nodes, on the same machine.
 pub const NODES: [u32; 4] = [1, 2, 3, 4];
 /// Numbers of rooms among which the same sockets are shared out.
@@ -135,9 +133,14 @@ impl Scale {
                 .iter()
                 .flat_map(|&rooms| WINDOWS.map(|window| Cell::rooms(rooms, window))),
         );
-        cells.extend([1, 2].map(Cell::emit));
+        cells.extend(WINDOWS.map(Cell::bursts));
+        cells.extend(
+            [1, 2]
+                .iter()
+                .flat_map(|&nodes| EMIT_WINDOWS.map(|window| Cell::emit(nodes, window))),
+        );
         cells.extend(CONCURRENCY.map(|concurrency| self.connect(concurrency)));
-        cells.extend([self.bursts(), self.idle(), self.idle_cluster()]);
+        cells.extend([self.idle(), self.idle_cluster()]);
         let mut seen = BTreeSet::new();
         cells.retain(|cell| seen.insert(cell.to_string()));
         cells
@@ -158,25 +161,6 @@ impl Scale {
             }
         }
         cells
-    }
-
-    /// What budgets of CPU are in.
-    pub fn bursts(self) -> Cell {
-        let publications = match self {
-            Self::Full => 300,
-            Self::Quick => 50,
-        };
-        let [_, window] = WINDOWS;
-        Cell {
-            load: Load::Bursts {
-                bytes: BYTES,
-                window,
-                publications,
-            },
-            wire: Wire::Websocket,
-            nodes: 1,
-            sockets: SOCKETS,
-        }
     }
 
     /// Handshakes, so many at one time.
@@ -211,8 +195,8 @@ impl Scale {
     /// For how many seconds idle sockets are held, and their node is watched after they have left.
     pub fn idle_seconds(self) -> (u64, u64) {
         match self {
-            // Nodes send a ping after 25 seconds of silence: in so long a time one to each socket.
-            Self::Full => (28, 30),
+            // Nodes send a ping after 25 seconds of silence: in so long a time two to each socket.
+            Self::Full => (50, 30),
             Self::Quick => (3, 3),
         }
     }
@@ -229,11 +213,10 @@ impl Scale {
 
     /// How often a cell is measured: those that budgets hang on oftener.
     pub fn rounds(self, cell: &Cell) -> u32 {
-        let bursts = matches!(cell.load, Load::Bursts { .. });
-        match self {
-            Self::Quick => 1,
-            Self::Full if bursts || cell.load == Load::Emit => 7,
-            Self::Full => 3,
+        match (self, &cell.load) {
+            (Self::Quick, _) => 1,
+            (Self::Full, Load::Bursts(_) | Load::Emit { window: 1 }) => 7,
+            (Self::Full, _) => 3,
         }
     }
 }
@@ -260,6 +243,20 @@ impl Cell {
         }
     }
 
+    /// The usual sockets and bytes on one node, in one room to which one of them publishes.
+    pub fn bursts(window: u32) -> Self {
+        let messages = Messages {
+            bytes: BYTES,
+            window,
+        };
+        Self {
+            load: Load::Bursts(messages),
+            wire: Wire::Websocket,
+            nodes: 1,
+            sockets: SOCKETS,
+        }
+    }
+
     /// The usual sockets and bytes, on one node, in so many rooms.
     pub fn rooms(rooms: u32, window: u32) -> Self {
         let messages = Messages {
@@ -275,9 +272,9 @@ impl Cell {
     }
 
     /// Messages to single sockets.
-    pub fn emit(nodes: u32) -> Self {
+    pub fn emit(nodes: u32, window: u32) -> Self {
         Self {
-            load: Load::Emit,
+            load: Load::Emit { window },
             wire: Wire::Websocket,
             nodes,
             sockets: 100,
@@ -292,18 +289,16 @@ impl Cell {
             Load::Fanout(messages) => {
                 format!("unisono bench fanout --sockets {sockets} {messages}")
             }
-            Load::Bursts {
-                bytes,
-                window,
-                publications,
-            } => format!(
-                "bench --sockets {sockets} --bytes {bytes} --window {window} --publications {publications} --rounds 1 --idle 0"
-            ),
+            Load::Bursts(messages) => {
+                format!("unisono bench fanout --by socket --sockets {sockets} {messages}")
+            }
             Load::Rooms { rooms, messages } => {
                 let members = sockets / rooms;
                 format!("unisono bench rooms --rooms {rooms} --members {members} {messages}")
             }
-            Load::Emit => format!("unisono bench emit --sockets {sockets} --window 1"),
+            Load::Emit { window } => {
+                format!("unisono bench emit --sockets {sockets} --window {window}")
+            }
             Load::Connect { concurrency } => {
                 format!("unisono bench connect --sockets {sockets} --concurrency {concurrency}")
             }
@@ -311,7 +306,7 @@ impl Cell {
                 format!("unisono bench idle --sockets {sockets} --duration {hold}s")
             }
         };
-        if matches!(self.load, Load::Fanout(_) | Load::Rooms { .. } | Load::Emit) {
+        if !matches!(self.load, Load::Connect { .. } | Load::Idle { .. }) {
             let time = scale.send_time(self.sockets).as_millis();
             line += &format!(" --duration {time}ms");
         }
@@ -325,15 +320,11 @@ impl Cell {
 
     /// How long one round takes on two cores, about: for who waits, and to know a process that hangs.
     pub fn expected_time(&self, scale: Scale) -> Duration {
-        let sockets = Duration::from_micros(500) * self.sockets;
+        let sockets = Duration::from_micros(400) * self.sockets;
         let nodes = Duration::from_millis(600) * self.nodes;
         let run = match self.load {
             Load::Idle { hold, watch } => Duration::from_secs(hold + watch),
             Load::Connect { .. } => Duration::from_millis(500),
-            // Both cases, of the bare loop and of the node, at 5 µs each.
-            Load::Bursts { publications, .. } => {
-                Duration::from_micros(20) * publications * self.sockets + Duration::from_secs(1)
-            }
             _ => scale.send_time(self.sockets) + Duration::from_millis(700),
         };
         nodes + sockets + run
@@ -369,7 +360,10 @@ impl fmt::Display for Cell {
                 about(f, "fanout")?;
                 messages(f, sent)
             }
-            Load::Bursts { .. } => about(f, "bursts"),
+            Load::Bursts(sent) => {
+                about(f, "bursts")?;
+                messages(f, sent)
+            }
             Load::Rooms {
                 rooms,
                 messages: sent,
@@ -378,7 +372,10 @@ impl fmt::Display for Cell {
                 write!(f, " rooms={rooms}")?;
                 messages(f, sent)
             }
-            Load::Emit => about(f, "emit"),
+            Load::Emit { window } => {
+                about(f, "emit")?;
+                write!(f, " window={window}")
+            }
             Load::Connect { concurrency } => {
                 about(f, "connect")?;
                 write!(f, " concurrency={concurrency}")
@@ -446,7 +443,11 @@ mod tests {
         // Two numbers of nodes, four of sockets, two windows, two sizes of two wires and one of the third; and three and
         // four nodes with two windows.
         assert_eq!(fanout.count(), 2 * 4 * 2 * (2 + 2 + 1) + 2 * 2);
-        for cell in [Cell::emit(2), Scale::Full.idle(), Scale::Full.connect(64)] {
+        for cell in [
+            Cell::emit(2, 1),
+            Scale::Full.idle(),
+            Scale::Full.connect(64),
+        ] {
             assert!(cells.contains(&cell), "{cell}");
         }
     }

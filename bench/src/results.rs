@@ -119,6 +119,14 @@ impl Outcome {
         )
     }
 
+    /// What is made of two figures of each round.
+    pub fn both(&self, [a, b]: [&str; 2], of: impl Fn(f64, f64) -> f64) -> Option<Spread> {
+        Spread::of(self.reports().filter_map(|report| {
+            let [a, b] = [a, b].map(|pointer| report.pointer(pointer)?.as_f64());
+            Some(of(a?, b?))
+        }))
+    }
+
     /// What is made of the samples of each round.
     pub fn watched(&self, of: impl Fn(&[Sample]) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| match round {
@@ -274,6 +282,8 @@ mod tests {
             outcome.figure("/raw/cpu_us_per_step").unwrap().to_string(),
             "4.00"
         );
+        let both = outcome.both(["/ratio", "/raw/cpu_us_per_step"], |a, b| b / a);
+        assert_eq!(both.unwrap().to_string(), "5.33 (2.67 to 8.00)");
         assert_eq!(outcome.figure("/nothing"), None);
         assert_eq!(outcome.failures().collect::<Vec<_>>(), ["lost"]);
     }

@@ -120,9 +120,9 @@ fn what_it_cannot_do_it_says() {
         !output.status.success() && said.contains("results.json"),
         "{said}"
     );
-    let output = run(&out, &["--list", "--only", "emit"]);
+    let output = run(&out, &["--list", "--only", "emit window=1"]);
     assert_eq!(
         text(&output.stdout),
-        "emit websocket nodes=1 sockets=100\nemit websocket nodes=2 sockets=100\n"
+        "emit websocket nodes=1 sockets=100 window=1\nemit websocket nodes=2 sockets=100 window=1\n"
     );
 }

@@ -93,6 +93,52 @@ async fn bench_counts_every_delivery_of_a_room_and_knows_its_ratio_to_a_bare_loo
 }
 
 #[tokio::test]
+async fn bench_publishes_by_a_socket_as_clients_do() {
+    let sandbox = Sandbox::start(2).await;
+    let urls = urls(&sandbox);
+    let by_socket = ["--by", "socket", "--messages", "300", "--no-raw"];
+    let fanout = [&["fanout", "--sockets", "20"], &by_socket[..]].concat();
+    assert_whole(&report(&urls, &fanout), 300, 6_000);
+    let rooms = [&["rooms", "--rooms", "3", "--members", "4"], &by_socket[..]].concat();
+    assert_whole(&report(&urls, &rooms), 300, 1_200);
+    let metrics = sandbox.nodes[0].metrics().await;
+    let published = metrics.get("unisono_publications_total{source=\"client\"}");
+    assert_eq!(published, 600.0, "all by way of the first node");
+}
+
+#[tokio::test]
+async fn bench_says_why_a_socket_may_not_publish() {
+    let node = Node::alone("[sockets]\nmessage_rate = 1\nmessage_burst = 5").await;
+    let args = [
+        "fanout",
+        "--by",
+        "socket",
+        "--sockets",
+        "2",
+        "--messages",
+        "20",
+        "--no-raw",
+    ];
+    let output = bench(&[node.api().base()], &args);
+    let (said, printed) = (text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(1), "{said}{printed}");
+    assert!(
+        said.contains("rate_limited") && said.contains("--by http"),
+        "{said}"
+    );
+
+    let closed = "[[rooms]]\npattern = \"/{any...}\"\npublish = \"none\"";
+    let node = Node::alone(closed).await;
+    let output = bench(&[node.api().base()], &args);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("forbidden") && said.contains("--by http"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn bench_at_a_rate_counts_from_when_a_message_was_due() {
     let sandbox = Sandbox::start(2).await;
     let args = [
