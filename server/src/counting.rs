@@ -1,4 +1,4 @@
-//! The hot paths, as `bench/src/hot.rs` takes them. Not part of the API.
+//! The hot paths, as `bench/hot` takes them. Not part of the API.
 
 use std::net::TcpListener;
 

@@ -102,6 +102,9 @@ impl Place {
 /// Most header lines in a request.
 const HEADERS_MAX: usize = 100;
 
+/// Bytes of a request head that are read at one time.
+const HEAD_BYTES: usize = 1024;
+
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -348,6 +351,8 @@ impl Replay {
                 return Err(HeadError::TooLarge);
             }
             searched = self.read.len();
+            // Room for what most heads have: an empty buffer would be filled by some dozen bytes at a time.
+            self.read.reserve(HEAD_BYTES);
             match self.stream.read_buf(&mut self.read).await {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => return Err(HeadError::Io),

@@ -226,10 +226,14 @@ struct Membership {
     by_client: bool,
 }
 
+/// How long the answer to a handshake waits for the greeting, so that both leave in one `write`: what the registry and
+/// the room need to say, in the same turn of the worker, that the room is ready. Where it is not, the answer leaves.
+const OPENING_TURNS: u8 = 2;
+
 /// Where a session is in its life.
 enum Phase {
-    /// Its first room is not ready. Nothing is read yet.
-    Opening,
+    /// Its first room is not ready. Nothing is read yet, and for so many turns nothing is written.
+    Opening(u8),
     /// As it should be.
     Open,
     /// A Close frame is queued.
@@ -321,7 +325,7 @@ impl Handler<Joined> for Session {
             return;
         }
         let waiting = take_waiting(&mut self.joins, &room);
-        let opening = matches!(self.phase, Phase::Opening);
+        let opening = matches!(self.phase, Phase::Opening(_));
         let by_client = opening || !waiting.is_empty();
         match self.rooms.iter_mut().find(|joined| joined.room == room) {
             Some(joined) => joined.by_client |= by_client,
@@ -609,7 +613,7 @@ impl Session {
             expires: admitted.grant.expires(now, &worker.shared.config.auth),
             grant: boxed(admitted.grant),
             rooms: Vec::with_capacity(1),
-            phase: Phase::Opening,
+            phase: Phase::Opening(OPENING_TURNS),
             carry: arrival.rest,
             stall: None,
             joins: Vec::new(),

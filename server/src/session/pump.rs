@@ -57,8 +57,15 @@ impl Session {
         ctx: &mut Context<Self>,
         task: &mut std::task::Context<'_>,
     ) -> Result<(), Gone> {
+        if let Phase::Opening(turns) = &mut self.phase
+            && *turns > 0
+        {
+            *turns -= 1;
+            task.waker().wake_by_ref();
+            return Ok(());
+        }
         self.write(task)?;
-        if let Phase::Opening = self.phase {
+        if let Phase::Opening(_) = self.phase {
             return Ok(());
         }
         let read = self.read(ctx, task);
