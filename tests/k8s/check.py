@@ -479,7 +479,9 @@ def check_image(nodes):
     hold("Dockerfile", f"FROM rust:{package['rust-version']}-" in text, "another Rust than Cargo.toml's rust-version")
     copied = set(re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M))
     sources = {source for line in copied for source in line.split()}
-    wanted = {"Cargo.toml", "Cargo.lock", *cargo["workspace"]["members"]}
+    # A folder comes with those below it.
+    folders = {member.split("/")[0] for member in cargo["workspace"]["members"]}
+    wanted = {"Cargo.toml", "Cargo.lock", *folders}
     hold("Dockerfile", sources == wanted, f"copies {sorted(sources)}, and the workspace is {sorted(wanted)}")
     ignored = Path("k8s/image/Dockerfile.dockerignore").read_text().split()
     hold("Dockerfile.dockerignore", {line[1:] for line in ignored if line[0] == "!"} == wanted, "lets through others")
