@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 use tracing::{info, warn};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
@@ -33,7 +33,7 @@ pub struct Tls {
     certificates: Arc<Certificates>,
 }
 
-/// A connection of a client's.
+/// A connection between a client and a node, on either side.
 pub enum Stream {
     /// As it comes.
     Plain(TcpStream),
@@ -113,7 +113,7 @@ impl Tls {
         }
         let bounded = |tls: &mut ServerConnection| tls.set_buffer_limit(Some(BUFFER_BYTES));
         let accepted = self.acceptor.accept_with(stream, bounded).await?;
-        Ok(Stream::Tls(Box::new(accepted)))
+        Ok(Stream::Tls(Box::new(accepted.into())))
     }
 
     /// When the certificate in use ends, in seconds since 1970; not at all where it does not say so in a way that can

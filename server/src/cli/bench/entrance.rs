@@ -20,9 +20,10 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::socket::{Buffer, Socket, Stream};
+use super::socket::{Buffer, Socket};
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
+use crate::tls::Stream;
 
 /// Where the sockets of one node are opened.
 #[derive(Clone)]
@@ -129,7 +130,7 @@ impl Entrance {
             Some((connector, name)) => {
                 let connected = connector.connect(name.clone(), tcp).await;
                 let connected = connected.map_err(|error| self.unreachable(&error))?;
-                Stream::Tls(Box::new(connected))
+                Stream::Tls(Box::new(connected.into()))
             }
         };
         let head = self.head(room);
