@@ -4,6 +4,7 @@ mod act;
 mod bench;
 mod connection;
 mod drain;
+mod files;
 mod health;
 mod list;
 mod outcome;
@@ -328,7 +329,7 @@ const BACKLOG: i32 = 4096;
 fn raise_file_limit(config: &Config) {
     // Beside sockets and connections there are the bus, the log, and a few of the runtime's.
     let wanted = (config.sockets.max + config.sockets.connections + 100) as u64;
-    let limit = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
+    let limit = files::raise_limit(wanted).unwrap_or(0);
     if limit < wanted {
         warn!(
             limit,

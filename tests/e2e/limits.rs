@@ -319,3 +319,12 @@ async fn any_number_of_handshakes_is_the_default() {
         assert_eq!(response.status, 101);
     }
 }
+
+// === open files ===
+
+#[tokio::test]
+async fn there_is_room_for_all_sockets_before_they_come() {
+    let mut node = Node::alone("[sockets]\nmax = 3000\nconnections = 500").await;
+    let slots = node.process().file_slots();
+    assert!(slots >= 3500, "newcomers wait while {slots} become more");
+}

@@ -212,14 +212,24 @@ impl Process {
             .count()
     }
 
+    /// Open file descriptors for which the kernel has room already.
+    pub fn file_slots(&self) -> u64 {
+        self.kernel_status("FDSize:")
+    }
+
     /// Resident memory in KiB.
     pub fn memory_kib(&self) -> u64 {
+        self.kernel_status("VmRSS:")
+    }
+
+    /// A number that the kernel has of the process.
+    fn kernel_status(&self, name: &str) -> u64 {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let line = status.lines().find(|line| line.starts_with(name));
         let number = line.and_then(|line| line.split_whitespace().nth(1));
         number
-            .and_then(|kib| kib.parse().ok())
-            .expect("VmRSS is a number")
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("{name} is a number"))
     }
 
     /// The state of each thread, as a letter.

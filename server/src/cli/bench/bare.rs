@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frames::control;
 use super::socket::BUFFER_BYTES;
-use crate::cli::listen_on;
+use crate::cli::{files, listen_on};
 use crate::websocket::Opcode;
 use crate::websocket::frame::encode;
 
@@ -123,8 +123,8 @@ fn thread_cpu() -> Duration {
 /// here.
 pub fn connections(wanted: u64) -> u32 {
     let wanted = wanted.min(CONNECTIONS_MAX);
-    let files = 2 * wanted + OTHER_FILES;
-    let limit = rlimit::increase_nofile_limit(files).unwrap_or(0);
+    let open = 2 * wanted + OTHER_FILES;
+    let limit = files::raise_limit(open).unwrap_or(0);
     let sockets = wanted.min(limit.saturating_sub(OTHER_FILES) / 2).max(1);
     u32::try_from(sockets).unwrap_or(u32::MAX)
 }

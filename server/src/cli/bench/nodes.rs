@@ -8,6 +8,7 @@ use url::Url;
 
 use super::entrance::Entrance;
 use crate::cli::connection::{self, Api, Connections};
+use crate::cli::files;
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
 
@@ -158,8 +159,7 @@ fn value(text: &str, name: &str) -> Option<f64> {
 
 /// Raises the limit of open files, or says what is to be done.
 pub fn want_files(wanted: u64) -> Result<u64, Failure> {
-    let limit =
-        rlimit::increase_nofile_limit(wanted).context("the limit of open files cannot be read")?;
+    let limit = files::raise_limit(wanted).context("the limit of open files cannot be read")?;
     match limit >= wanted {
         true => Ok(limit),
         false => Err(Failure::Failed(format!(
