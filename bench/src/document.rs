@@ -57,7 +57,7 @@ const NOTHING: &str = "–";
 const RATIO: &str = "/ratio";
 
 /// Handshakes at one time that a budget is held against: as many as keep a node and the bare loop busy.
-const HANDSHAKES: u32 = 256;
+const HANDSHAKES: u32 = 64;
 
 /// The budgets of the design, and how they are kept.
 pub fn budgets(results: &Results) -> Vec<Budget> {

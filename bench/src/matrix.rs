@@ -215,7 +215,7 @@ impl Scale {
     pub fn rounds(self, cell: &Cell) -> u32 {
         match (self, &cell.load) {
             (Self::Quick, _) => 1,
-            (Self::Full, Load::Bursts(_) | Load::Emit { window: 1 }) => 7,
+            (Self::Full, Load::Bursts(_) | Load::Emit { window: 1 } | Load::Connect { .. }) => 7,
             (Self::Full, _) => 3,
         }
     }

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
 use crate::config::{AuthMode, Config, Drain, Loaded, Sources};
+use crate::listener::BACKLOG;
 use crate::log;
 use crate::server::Server;
 use connection::{Api, Asking};
@@ -322,9 +323,6 @@ fn listen_on(address: SocketAddr) -> anyhow::Result<TcpListener> {
     };
     listen().with_context(|| format!("cannot listen on {address}"))
 }
-
-/// Connections that the kernel keeps until they are accepted; it may take fewer (`net.core.somaxconn`).
-const BACKLOG: i32 = 4096;
 
 fn raise_file_limit(config: &Config) {
     // Beside sockets and connections there are the bus, the log, and a few of the runtime's.

@@ -127,7 +127,6 @@ impl Door {
 
     /// Takes care of a new connection, until it has become a session or is over.
     pub async fn greet(&self, stream: TcpStream, peer: SocketAddr, admin: bool, slot: Slot) {
-        let _ = stream.set_nodelay(true);
         let config = &self.worker.shared.config;
         let tls = self.worker.shared.tls(admin);
         let stream = match tls {

@@ -57,6 +57,7 @@ mod events;
 mod fetch;
 mod hooks;
 mod laravel;
+mod listener;
 mod meters;
 mod outside;
 mod seldom;

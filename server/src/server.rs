@@ -1,4 +1,4 @@
-//! Puts a node together and runs it: bus, node actor, workers, listener; and takes it down again.
+//! Puts a node together and runs it: bus, node actor, workers, listeners; and takes it down again.
 
 use std::io;
 use std::net::TcpListener;
@@ -15,9 +15,8 @@ use cluster::{Budget, Call, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use futures_util::FutureExt;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::api;
@@ -28,6 +27,7 @@ use crate::config::{AuthMode, Config};
 use crate::events::Events;
 use crate::hooks::Hooks;
 use crate::laravel::{self, Broadcast};
+use crate::listener::Listener;
 use crate::meters::Meters;
 use crate::node::{DrainAll, Node};
 use crate::outside;
@@ -39,8 +39,8 @@ use crate::tail::Tails;
 use crate::tls::Tls;
 use crate::trace::{Identity, Parent, Traces};
 use crate::unisono::Unisono;
-use crate::vital::{EXIT_SOFTWARE, Vital};
-use crate::worker::{self, Connection};
+use crate::vital::EXIT_SOFTWARE;
+use crate::worker;
 
 /// A node that runs: for programs that have a `main` of their own. Others call [`run`](crate::run).
 ///
@@ -84,19 +84,6 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the collector of traces may take with the last spans.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// To who comes when `sockets.connections` are there.
-const TOO_MANY: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
-    Content-Type: application/json\r\nContent-Length: 64\r\n\r\n\
-    {\"error\":{\"code\":\"full\",\"message\":\"too many connections wait\"}}\n";
-
-/// How long such a client may take to read it, and how many may at one time; more are just closed.
-const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
-const REFUSING_MAX: usize = 256;
-
-/// The wait after a failure to accept, which is most often a want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Most addresses whose handshakes are counted at one time.
 const ADDRESSES_MAX: usize = 65_536;
 
@@ -105,7 +92,8 @@ const ALONE_PAYLOAD_MAX: usize = usize::MAX;
 
 impl Server {
     /// Starts a node that serves an application on `listener`, and administrators on a listener of their own where there
-    /// is one. Must be called in an actix system.
+    /// is one. On Linux each worker but one listens at the same address with a socket of its own, which has none of the
+    /// options that were set on that listener. Must be called in an actix system.
     ///
     /// # Errors
     ///
@@ -164,11 +152,15 @@ impl Server {
         let auth = Auth::start(&config.auth, &config.hooks, &outside)?;
         let tls = Tls::start(&config.tls, &outside)?;
         let nats = nats_config(&config)?;
-        let mut listeners = Vec::new();
+        // Of each worker.
+        let mut listeners: Vec<Vec<Listener>> = Vec::new();
+        listeners.resize_with(workers, Vec::new);
         for (listener, admin) in [(Some(listener), false), (admin, true)] {
             if let Some(listener) = listener {
-                listener.set_nonblocking(true)?;
-                listeners.push((tokio::net::TcpListener::from_std(listener)?, admin));
+                let shares = Listener::share(listener, admin, workers);
+                let shares = shares.context("cannot listen for each worker")?;
+                let of_workers = listeners.iter_mut().zip(shares);
+                of_workers.for_each(|(all, share)| all.push(share));
             }
         }
         let node_id = NodeId::new(rand::random());
@@ -253,14 +245,8 @@ impl Server {
             }),
             move |call| ask::serve(&serving, call),
         )?;
-        let mut doors = Vec::new();
-        for worker in running {
-            let _ = worker.open.send(unisono.clone());
-            doors.push(worker.connections);
-        }
-        for (listener, admin) in listeners {
-            let shared = Arc::clone(&unisono.shared);
-            actix_rt::spawn(accept(listener, admin, doors.clone(), shared));
+        for (worker, listeners) in running.into_iter().zip(listeners) {
+            let _ = worker.open.send((unisono.clone(), listeners));
         }
         listen_to_laravel(&unisono, &outside)?;
         if unisono.shared.config.rebalance.enabled {
@@ -374,84 +360,6 @@ fn is_curious(config: &Config) -> bool {
         || !auth.origins.is_empty()
         || !auth.trusted_proxies.is_empty()
         || config.rules.has_handlers()
-}
-
-/// Gives each connection to the worker whose turn it is. What is above `sockets.connections` is closed.
-async fn accept(
-    listener: tokio::net::TcpListener,
-    admin: bool,
-    doors: Vec<mpsc::Sender<Connection>>,
-    shared: Arc<Shared>,
-) {
-    let _vital = Vital("listener");
-    let mut turn = 0;
-    let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
-    loop {
-        let accepted = match listener.accept().await {
-            Ok((stream, peer)) => stream.into_std().map(|stream| (stream, peer)),
-            Err(error) => Err(error),
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
-            metrics::counter!("unisono_connections_refused_total").increment(1);
-            // Nothing can be said inside of TLS at that price.
-            if shared.tls(admin).is_none()
-                && let Ok(place) = Arc::clone(&refusing).try_acquire_owned()
-            {
-                actix_rt::spawn(async move {
-                    let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
-                    drop(place);
-                });
-            }
-            continue;
-        };
-        let connection = Connection {
-            stream,
-            peer,
-            admin,
-            slot,
-        };
-        turn = (turn + 1) % doors.len();
-        if let Err(connection) = offer(&doors, turn, connection)
-            && doors[turn].send(connection).await.is_err()
-        {
-            error!("a worker is gone; the node stops");
-            std::process::exit(EXIT_SOFTWARE);
-        }
-    }
-}
-
-/// Says why, and reads what comes for as long as the client listens: unread bytes would turn the end into a
-/// reset, which may cost the client the answer.
-async fn refuse(stream: std::net::TcpStream) -> io::Result<()> {
-    let mut stream = tokio::net::TcpStream::from_std(stream)?;
-    stream.write_all(TOO_MANY).await?;
-    stream.shutdown().await?;
-    let mut rest = vec![0; 1024];
-    while stream.read(&mut rest).await? > 0 {}
-    Ok(())
-}
-
-/// Offers a connection to the worker whose turn it is, then to the others: a busy one holds nobody up.
-fn offer(
-    doors: &[mpsc::Sender<Connection>],
-    turn: usize,
-    mut connection: Connection,
-) -> Result<(), Connection> {
-    for door in doors[turn..].iter().chain(&doors[..turn]) {
-        match door.try_send(connection) {
-            Ok(()) => return Ok(()),
-            Err(error) => connection = error.into_inner(),
-        }
-    }
-    Err(connection)
 }
 
 impl Threads {

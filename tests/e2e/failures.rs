@@ -172,8 +172,8 @@ async fn says_no_while_held_up(part: &str, thread: &str) {
         match timeout(PROBE_TIMEOUT, node.api().get("/health/live")).await {
             Ok(answer) if answer.status == 200 => None,
             Ok(answer) => Some(answer.body["status"].to_string()),
-            // The main thread takes connections in, and a worker answers.
-            Err(_) => Some("no answer by main or worker".to_owned()),
+            // A worker takes connections in and answers.
+            Err(_) => Some("no answer by a worker".to_owned()),
         }
     })
     .await;

@@ -1,0 +1,181 @@
+//! Where connections come in: each worker accepts its own.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::door::Door;
+use crate::shared::Shared;
+use crate::vital::Vital;
+
+/// One worker's part of a listener.
+pub struct Listener {
+    socket: TcpListener,
+    /// Whether it is the administrators'.
+    admin: bool,
+}
+
+/// To who comes when `sockets.connections` are there.
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
+    Content-Type: application/json\r\nContent-Length: 64\r\n\r\n\
+    {\"error\":{\"code\":\"full\",\"message\":\"too many connections wait\"}}\n";
+
+/// How long such a client may take to read it, and how many may at one time, of each worker; more are just closed.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
+const REFUSING_MAX: usize = 64;
+
+/// The wait after a failure to accept, which is most often a want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that the kernel keeps for each worker until they are accepted, for after a restart everybody comes at
+/// once; it may take fewer (`net.core.somaxconn`).
+pub const BACKLOG: i32 = 4096;
+
+impl Listener {
+    /// Shares a listener out among so many workers.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used.
+    pub fn share(listener: TcpListener, admin: bool, workers: usize) -> io::Result<Vec<Self>> {
+        listener.set_nonblocking(true)?;
+        // Those that it accepts have it from it.
+        SockRef::from(&listener).set_tcp_nodelay(true)?;
+        let mut sockets = Vec::new();
+        for _ in 1..workers {
+            sockets.push(another(&listener)?);
+        }
+        sockets.push(listener);
+        let of = |socket| Self { socket, admin };
+        Ok(sockets.into_iter().map(of).collect())
+    }
+
+    /// Lets in who comes. What is above `sockets.connections` is closed.
+    pub async fn accept(self, door: Rc<Door>, shared: Arc<Shared>) -> io::Result<()> {
+        let Self { socket, admin } = self;
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let _vital = Vital("listener");
+        let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
+        loop {
+            let (stream, peer) = match socket.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
+                metrics::counter!("unisono_connections_refused_total").increment(1);
+                // Nothing can be said inside of TLS at that price.
+                if shared.tls(admin).is_none()
+                    && let Ok(place) = Arc::clone(&refusing).try_acquire_owned()
+                {
+                    actix_rt::spawn(async move {
+                        let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
+                        drop(place);
+                    });
+                }
+                continue;
+            };
+            let door = Rc::clone(&door);
+            actix_rt::spawn(async move { door.greet(stream, peer, admin, slot).await });
+        }
+    }
+}
+
+/// A further listener at the same address, with a queue of its own: the kernel deals connections out by a hash of both
+/// addresses (`SO_REUSEPORT`). A thread of its own that accepted and handed on would cost a handshake 15 % more CPU,
+/// and hold up all workers when it is held up.
+///
+/// The address stays this process's: the option is set when it is taken, and another process that binds without the
+/// option, as each node does at first, is told that it is in use.
+#[cfg(target_os = "linux")]
+fn another(listener: &TcpListener) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    let first = SockRef::from(listener);
+    first.set_reuse_port(true)?;
+    let address = first.local_addr()?;
+    let socket = Socket::new(address.domain(), Type::STREAM, Some(Protocol::TCP))?;
+    if address.domain() == Domain::IPV6 {
+        socket.set_only_v6(first.only_v6()?)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The same listener once more. All workers wake for each connection, and the first has it: elsewhere the kernel does
+/// not deal them out.
+#[cfg(not(target_os = "linux"))]
+fn another(listener: &TcpListener) -> io::Result<TcpListener> {
+    listener.try_clone()
+}
+
+/// Says why, and reads what comes for as long as the client listens: unread bytes would turn the end into a
+/// reset, which may cost the client the answer.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(TOO_MANY).await?;
+    stream.shutdown().await?;
+    let mut rest = vec![0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares() -> Vec<Listener> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Listener::share(listener, false, 3).expect("it can be shared")
+    }
+
+    /// Connections until each share has one.
+    fn accepted_by_all(shares: &[Listener]) -> Vec<std::net::TcpStream> {
+        let address = shares[0].socket.local_addr().expect("it listens");
+        let mut clients = Vec::new();
+        let mut accepted: Vec<_> = shares.iter().map(|_| None).collect();
+        // Of a hundred none comes to one of three once in 10^17 times.
+        for _ in 0..100 {
+            clients.push(std::net::TcpStream::connect(address).expect("it listens"));
+            for (share, accepted) in shares.iter().zip(&mut accepted) {
+                if let Ok((stream, _)) = share.socket.accept() {
+                    accepted.get_or_insert(stream);
+                }
+            }
+        }
+        accepted.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn every_worker_accepts_at_the_same_address() {
+        let accepted = accepted_by_all(&shares());
+        assert_eq!(accepted.len(), 3);
+        for stream in accepted {
+            assert!(stream.nodelay().expect("an open socket"));
+        }
+    }
+
+    #[test]
+    fn a_shared_address_is_in_use_for_others() {
+        let shares = shares();
+        let address = shares[0].socket.local_addr().expect("it listens");
+        let error = TcpListener::bind(address).expect_err("it is in use");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}
