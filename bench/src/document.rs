@@ -235,7 +235,7 @@ fn method(results: &Results) -> String {
          delivery. Below 1, several messages leave in one `write`. The window is the number of messages in flight: with 1 the \
          next is published when the last has reached everybody. What the client costs is in no figure of CPU, but it takes \
          its share of the cores, so rates and latencies are those of a machine that is shared. A figure is the median of the rounds \
-         of a cell ({} where a budget hangs on the CPU or the time of a message, {} of the others), with the least and the most in brackets; rounds are \
+         of a cell ({} where a budget hangs on a time or on the CPU of a message, {} of the others), with the least and the most in brackets; rounds are \
          spread over the whole run, so that a slow minute hits one round of every cell.\n",
         rounds(&Cell::bursts(1)),
         rounds(&other),
