@@ -95,10 +95,10 @@ impl Listener {
 
 /// A further listener at the same address, with a queue of its own: the kernel deals connections out by a hash of both
 /// addresses (`SO_REUSEPORT`). A thread of its own that accepted and handed on would cost a handshake 15 % more CPU,
-/// and hold up all workers when it is held up.
+/// would let in no more than one thread can, and would keep all workers waiting when something keeps it.
 ///
-/// The address stays this process's: the option is set when it is taken, and another process that binds without the
-/// option, as each node does at first, is told that it is in use.
+/// The address stays this process's: the option is set once the address is taken, and whoever binds without it, as each
+/// node does at first, is told that the address is in use.
 #[cfg(target_os = "linux")]
 fn another(listener: &TcpListener) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
@@ -146,6 +146,7 @@ mod tests {
     }
 
     /// Connections until each share has one.
+    #[cfg(target_os = "linux")]
     fn accepted_by_all(shares: &[Listener]) -> Vec<std::net::TcpStream> {
         let address = shares[0].socket.local_addr().expect("it listens");
         let mut clients = Vec::new();
@@ -162,6 +163,7 @@ mod tests {
         accepted.into_iter().flatten().collect()
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn every_worker_accepts_at_the_same_address() {
         let accepted = accepted_by_all(&shares());
