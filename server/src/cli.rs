@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
 use crate::config::{AuthMode, Config, Drain, Loaded, Sources};
-use crate::listener::BACKLOG;
+use crate::listener;
 use crate::log;
 use crate::server::Server;
 use connection::{Api, Asking};
@@ -310,18 +310,8 @@ fn warn_open(loopback: bool) {
     }
 }
 
-/// As `TcpListener::bind`, with a longer backlog: after a restart, everybody comes at once.
 fn listen_on(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let listen = || {
-        let domain = Domain::for_address(address);
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        std::io::Result::Ok(socket.into())
-    };
-    listen().with_context(|| format!("cannot listen on {address}"))
+    listener::listen(address).with_context(|| format!("cannot listen on {address}"))
 }
 
 fn raise_file_limit(config: &Config) {

@@ -1,12 +1,12 @@
 //! Where connections come in: each worker accepts its own.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -38,7 +38,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections that the kernel keeps for each worker until they are accepted, for after a restart everybody comes at
 /// once; it may take fewer (`net.core.somaxconn`).
-pub const BACKLOG: i32 = 4096;
+const BACKLOG: i32 = 4096;
+
+/// As `TcpListener::bind`, with a longer backlog.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let address = SockAddr::from(address);
+    let socket = socket(&address)?;
+    socket.bind(&address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// For a listener at that address, which may have been another's a moment ago.
+fn socket(address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(address.domain(), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
 
 impl Listener {
     /// Shares a listener out among so many workers.
@@ -101,16 +117,13 @@ impl Listener {
 /// node does at first, is told that the address is in use.
 #[cfg(target_os = "linux")]
 fn another(listener: &TcpListener) -> io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-
     let first = SockRef::from(listener);
     first.set_reuse_port(true)?;
     let address = first.local_addr()?;
-    let socket = Socket::new(address.domain(), Type::STREAM, Some(Protocol::TCP))?;
-    if address.domain() == Domain::IPV6 {
+    let socket = socket(&address)?;
+    if address.domain() == socket2::Domain::IPV6 {
         socket.set_only_v6(first.only_v6()?)?;
     }
-    socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
