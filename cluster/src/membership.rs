@@ -34,6 +34,8 @@ const STRANGERS_MAX: usize = 64;
 
 pub(crate) struct Membership {
     peers: HashMap<NodeId, (Peer, Instant)>,
+    /// Those that do not listen, and when they were last heard: they are down, and nobody knows whether for good.
+    missing: HashMap<NodeId, Instant>,
     timeout: Duration,
 }
 
@@ -42,40 +44,46 @@ impl Membership {
     pub(crate) fn new(timeout: Duration) -> Self {
         Self {
             peers: HashMap::new(),
+            missing: HashMap::new(),
             timeout,
         }
     }
 
-    /// Says whether the peer is new.
+    /// Says whether the peer was not up.
     pub(crate) fn heard(&mut self, id: NodeId, heartbeat: Heartbeat, now: Instant) -> bool {
+        self.missing.remove(&id);
         let peer = Peer { id, heartbeat };
         self.peers.insert(id, (peer, now)).is_none()
     }
 
-    /// Says whether it was up.
-    pub(crate) fn down(&mut self, id: NodeId) -> bool {
-        self.peers.remove(&id).is_some()
+    /// A peer does not listen: it is down, and gone if it is not heard before its time is over. Says whether it was up.
+    pub(crate) fn miss(&mut self, id: NodeId) -> bool {
+        let Some((_, heard)) = self.peers.remove(&id) else {
+            return false;
+        };
+        self.missing.insert(id, heard);
+        true
     }
 
-    /// Takes out those that fell silent.
+    /// A peer has left. Says whether it was not gone already.
+    pub(crate) fn leave(&mut self, id: NodeId) -> bool {
+        let up = self.peers.remove(&id).is_some();
+        self.missing.remove(&id).is_some() || up
+    }
+
+    /// Takes out those that are gone: they were not heard of for too long.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<NodeId> {
-        let timeout = self.timeout;
-        let silent = |(_, heard): &(Peer, Instant)| now.duration_since(*heard) > timeout;
-        let down: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| silent(peer))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in &down {
-            self.peers.remove(id);
-        }
-        down
+        let silent = |heard: Instant| now.duration_since(heard) > self.timeout;
+        let peers = self.peers.extract_if(|_, (_, heard)| silent(*heard));
+        let peers = peers.map(|(id, _)| id);
+        let missing = self.missing.extract_if(|_, heard| silent(*heard));
+        peers.chain(missing.map(|(id, _)| id)).collect()
     }
 
     /// After an outage of the bus: nobody could be heard, so nobody is to blame for silence.
     pub(crate) fn forgive(&mut self, now: Instant) {
-        for (_, heard) in self.peers.values_mut() {
+        let peers = self.peers.values_mut().map(|(_, heard)| heard);
+        for heard in peers.chain(self.missing.values_mut()) {
             *heard = now;
         }
     }
@@ -86,6 +94,11 @@ impl Membership {
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.peers.keys().copied()
+    }
+
+    /// Those that are up, and those that may be again.
+    pub(crate) fn ids_not_gone(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.ids().chain(self.missing.keys().copied())
     }
 
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Peer> + '_ {
@@ -173,6 +186,25 @@ mod tests {
         assert_eq!(table.ids().collect::<Vec<_>>(), [two]);
         table.forgive(later + timeout);
         assert!(table.expire(later + timeout).is_empty());
-        assert!(table.down(two) && !table.down(two));
+        assert!(table.leave(two) && !table.leave(two));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_missed_is_gone_in_its_time() {
+        let timeout = Duration::from_secs(5);
+        let (start, one, two) = (Instant::now(), NodeId::new(1), NodeId::new(2));
+        let mut table = Membership::new(timeout);
+        for id in [one, two] {
+            table.heard(id, heartbeat(), start);
+            assert!(table.miss(id) && !table.miss(id));
+        }
+        assert_eq!(table.ids().count(), 0);
+        assert_eq!(table.ids_not_gone().count(), 2);
+        assert!(table.expire(start + timeout).is_empty());
+        assert!(table.heard(two, heartbeat(), start + timeout), "up again");
+        let later = start + timeout + Duration::from_millis(1);
+        assert_eq!(table.expire(later), [one]);
+        assert!(table.miss(two) && table.leave(two) && !table.leave(two));
+        assert_eq!(table.ids_not_gone().count(), 0);
     }
 }

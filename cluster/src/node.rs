@@ -659,7 +659,6 @@ impl Node {
             left_at: None,
             unsaid: VecDeque::new(),
             retractable: VecDeque::new(),
-            lost: Vec::new(),
             saying: VecDeque::new(),
             snapshot_wanted: Vec::new(),
             nodes: metrics::gauge!("unisono_nodes"),

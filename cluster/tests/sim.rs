@@ -468,8 +468,9 @@ fn a_survivor_says_that_the_sockets_of_a_dead_node_are_lost() {
         }
         sim.cluster(2).hold(Held::Member(seat(2, "y")), true);
         sim.cluster(2).hold(Held::Member(seat(2, "x")), false);
+        sim.cluster(2).hold(Held::Room(room("y")), true);
         sleep(3 * A_WHILE).await;
-        assert_eq!(turns(&sim), [""; 0], "of its own sockets each node tells");
+        assert_eq!(turns(&sim), ["+y"], "of its own sockets each node tells");
 
         // One that has only lost its connection, and is missed, is back before anything is said.
         sim.hub.cut(2);
@@ -483,8 +484,9 @@ fn a_survivor_says_that_the_sockets_of_a_dead_node_are_lost() {
         // One that is away for longer is taken for dead, and what was said is taken back; once, by one.
         sim.hub.cut(2);
         sleep(NODE_TIMEOUT + 3 * A_WHILE).await;
-        assert_eq!(turns(&sim), ["-member y", "-socket /"]);
+        assert_eq!(turns(&sim), ["-member y", "-socket /", "-y"]);
         sim.cluster(2).hold(Held::Member(seat(2, "y")), false);
+        sim.cluster(2).hold(Held::Room(room("y")), false);
         sim.hub.heal(2);
         sleep(2 * NODE_TIMEOUT).await;
         assert_eq!(

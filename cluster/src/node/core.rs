@@ -86,10 +86,7 @@ pub(super) struct Core<B> {
     pub(super) unsaid: VecDeque<(Instant, Turn)>,
     /// What this node said has ended, because its node seemed to be dead.
     pub(super) retractable: VecDeque<(NodeId, HashSet<Held>)>,
-    /// Sockets of nodes that seem to be gone, and when to say so: a node that has only lost its connection is back
-    /// before.
-    pub(super) lost: Vec<(Instant, NodeId, Vec<Turn>)>,
-    /// What is about to be said of them.
+    /// What is about to be said of sockets of nodes that are gone.
     pub(super) saying: VecDeque<Turn>,
     /// Peers of which another node has said meanwhile what was new.
     pub(super) spoken_for: HashSet<NodeId>,
@@ -385,19 +382,15 @@ impl<B: Bus> Core<B> {
         (age(&eldest) < mine).then_some(eldest.id)
     }
 
-    /// All that a node held has ended with it. Of its sockets it is said when that is `due`; never, where the node has
-    /// seen to that itself.
-    async fn forget(&mut self, peer: NodeId, due: Option<Instant>) {
+    /// All that a node held has ended with it, and of some of that it has to be said.
+    async fn forget(&mut self, peer: NodeId, is_wanted: impl Fn(&Turn) -> bool) {
         let turns = self.occupancy.forget(peer).into_iter();
-        let (sockets, rooms): (Vec<_>, Vec<_>) = turns.partition(Turn::is_of_a_socket);
         if self.spoken_for.remove(&peer) && self.others_spoke {
             // It went while this node was deaf, and was not heard since: another has said so.
             return;
         }
-        if let (Some(due), false) = (due, sockets.is_empty()) {
-            self.lost.push((due, peer, sockets));
-        }
-        self.say_ended(peer, rooms).await;
+        self.say_ended(peer, turns.filter(is_wanted).collect())
+            .await;
     }
 
     async fn say_ended(&mut self, peer: NodeId, turns: Vec<Turn>) {
@@ -420,16 +413,6 @@ impl<B: Bus> Core<B> {
             }
         }
         self.turn(peer, turns).await;
-    }
-
-    /// Says that sockets are gone with their nodes, where it is time to.
-    async fn say_lost(&mut self, now: Instant) {
-        let lost = std::mem::take(&mut self.lost).into_iter();
-        let (due, later): (Vec<_>, Vec<_>) = lost.partition(|(due, ..)| *due <= now);
-        self.lost = later;
-        for (_, peer, sockets) in due {
-            self.say_ended(peer, sockets).await;
-        }
     }
 
     /// A node is back. Where this one has said that its rooms are vacated and its sockets gone, it is the one to say
@@ -480,7 +463,6 @@ impl<B: Bus> Core<B> {
                     self.gap(None, "bus_outage").await;
                 }
                 if self.membership.heard(peer, heartbeat, now) {
-                    self.lost.retain(|(_, node, _)| *node != peer);
                     info!(node = %peer, %name, "node up");
                     self.count_nodes();
                     // Let it know of this one without the wait for the next turn; with the next tick, because others
@@ -499,7 +481,7 @@ impl<B: Bus> Core<B> {
                     self.ask_for_all(peer);
                 }
             }
-            Input::Goodbye(peer) => self.down(peer, "said goodbye", None).await,
+            Input::Goodbye(peer) => self.left(peer).await,
             Input::Stranger(node, version) => {
                 if self.strangers.heard(node, version, now) {
                     let reads = wire::VERSIONS;
@@ -538,10 +520,10 @@ impl<B: Bus> Core<B> {
             }
             Input::NoResponders(number) => match self.probes.get(&number).copied() {
                 Some(None) => self.interest.server_answered(),
-                Some(Some(peer)) => self.down(peer, "does not listen", self.a_while(now)).await,
+                Some(Some(peer)) => self.miss(peer),
                 None => {
                     if let Some(peer) = self.calls.no_responders(number) {
-                        self.down(peer, "does not listen", self.a_while(now)).await;
+                        self.miss(peer);
                     }
                 }
             },
@@ -553,26 +535,35 @@ impl<B: Bus> Core<B> {
         }
     }
 
-    /// By when a node that has only lost its connection would have been heard again.
-    fn a_while(&self, now: Instant) -> Option<Instant> {
-        Some(now + self.config.node_timeout)
+    /// A peer does not listen. As it may have lost nothing but its connection, and come back in a moment, what it holds
+    /// has not ended yet.
+    fn miss(&mut self, peer: NodeId) {
+        if self.membership.miss(peer) {
+            info!(node = %peer, why = "does not listen", "node down");
+        }
+        self.wait_no_more(peer);
     }
 
-    async fn down(&mut self, peer: NodeId, why: &str, due: Option<Instant>) {
+    async fn left(&mut self, peer: NodeId) {
+        if self.membership.leave(peer) {
+            info!(node = %peer, why = "said goodbye", "node down");
+            // It has seen to its sockets itself.
+            self.forget(peer, |turn| !turn.is_of_a_socket()).await;
+        }
+        self.wait_no_more(peer);
+    }
+
+    fn wait_no_more(&mut self, peer: NodeId) {
         self.interest.peer_answered(peer);
         self.silent.remove(&peer);
-        if self.membership.down(peer) {
-            info!(node = %peer, why, "node down");
-            self.count_nodes();
-            self.forget(peer, due).await;
-        }
+        self.count_nodes();
     }
 
     /// This node was deaf for so long. When others took it for dead meanwhile, one of them spoke, and what is new to
     /// this one has been said.
     fn was_deaf(&mut self, deaf: Duration) {
         if deaf >= self.config.node_timeout {
-            self.spoken_for = self.membership.ids().collect();
+            self.spoken_for = self.membership.ids_not_gone().collect();
             self.deaf = deaf;
             self.others_spoke = false;
         }
@@ -609,9 +600,6 @@ impl<B: Bus> Core<B> {
                     .store(self.bus.payload_max(), Ordering::Relaxed);
                 self.membership.forgive(now);
                 self.beats.restart(now);
-                for (due, ..) in &mut self.lost {
-                    *due = now + self.config.node_timeout;
-                }
                 lock(&self.missed).lose_unsure();
                 self.interest.abandon_round();
                 self.probes.clear();
@@ -657,12 +645,10 @@ impl<B: Bus> Core<B> {
         }
         if self.link.state() == LinkState::Connected {
             for peer in self.membership.expire(now) {
-                info!(node = %peer, "node down: silent for too long");
-                self.silent.remove(&peer);
-                self.interest.peer_answered(peer);
-                self.forget(peer, Some(now)).await;
+                info!(node = %peer, why = "silent for too long", "node down");
+                self.wait_no_more(peer);
+                self.forget(peer, |_| true).await;
             }
-            self.say_lost(now).await;
             if !self.snapshot_wanted.is_empty() {
                 self.tell_all_held();
             }
