@@ -37,12 +37,24 @@ async fn leave(mut client: Client) -> String {
 
 // === private_messages ===
 
+/// A client of which everybody else has been told: of what it sends nothing is read before.
+async fn newcomer(sandbox: &Sandbox, node: usize) -> Client {
+    let mut client = sandbox.client(node, "/").await;
+    let note = json!({"to": client.id, "content": "note"});
+    assert_eq!(client.ack("private message", note).await, "delivered");
+    assert_eq!(
+        client.expect("private message").await.data["content"],
+        "note"
+    );
+    client
+}
+
 #[tokio::test]
 async fn private_messages_tell_everybody_else_who_comes() {
     let sandbox = example("private_messages").await;
-    let mut a = sandbox.client(0, "/").await;
-    let mut b = sandbox.client(1, "/").await;
-    let mut c = sandbox.client(2, "/").await;
+    let mut a = newcomer(&sandbox, 0).await;
+    let mut b = newcomer(&sandbox, 1).await;
+    let mut c = newcomer(&sandbox, 2).await;
 
     let content = format!("User [{}] joined.", b.id);
     let joined = a.expect("user joined").await.data;
@@ -62,11 +74,11 @@ async fn private_messages_tell_everybody_else_who_comes() {
 #[tokio::test]
 async fn private_messages_reach_one_socket_on_whichever_node() {
     let sandbox = example("private_messages").await;
-    let mut a = sandbox.client(0, "/").await;
-    let mut b = sandbox.client(1, "/").await;
-    let mut c = sandbox.client(2, "/").await;
-    for newcomer in [&b.id, &c.id] {
-        assert_eq!(a.expect("user joined").await.data["id"], json!(newcomer));
+    let mut a = newcomer(&sandbox, 0).await;
+    let mut b = newcomer(&sandbox, 1).await;
+    let mut c = newcomer(&sandbox, 2).await;
+    for joined in [&b.id, &c.id] {
+        assert_eq!(a.expect("user joined").await.data["id"], json!(joined));
     }
     b.expect("user joined").await;
 
@@ -77,9 +89,6 @@ async fn private_messages_reach_one_socket_on_whichever_node() {
         assert_eq!(message.data, json!({"from": c.id, "content": "hello"}));
         assert_eq!(message.room, None);
     }
-    let to_itself = json!({"to": c.id, "content": "note"});
-    assert_eq!(c.ack("private message", to_itself).await, "delivered");
-    assert_eq!(c.expect("private message").await.data["content"], "note");
     sandbox.api(2).broadcast("fence", Value::Null).await;
     for client in [&mut a, &mut b, &mut c] {
         client.expect("fence").await;
@@ -89,8 +98,8 @@ async fn private_messages_reach_one_socket_on_whichever_node() {
 #[tokio::test]
 async fn private_messages_to_nobody_are_told_so() {
     let sandbox = example("private_messages").await;
-    let mut gone = sandbox.client(1, "/").await;
-    let mut a = sandbox.client(0, "/").await;
+    let mut gone = newcomer(&sandbox, 1).await;
+    let mut a = newcomer(&sandbox, 0).await;
     gone.expect("user joined").await;
     let gone = leave(gone).await;
 

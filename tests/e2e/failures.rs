@@ -121,7 +121,7 @@ async fn a_worker_that_is_held_up_is_noticed_and_holds_up_nobody_else() {
     assert_eq!(live(&node).await, 200);
     let held_up = Instant::now();
 
-    a.send("fail", json!({"part": "handler", "block_ms": 10_000}))
+    a.send("fail", json!({"part": "handler", "block_ms": 12_000}))
         .await;
 
     eventually("the handler is at work", async || {
@@ -143,7 +143,7 @@ async fn a_worker_that_is_held_up_is_noticed_and_holds_up_nobody_else() {
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     }
     assert!(
-        held_up.elapsed() < Duration::from_secs(9),
+        held_up.elapsed() < Duration::from_secs(12),
         "it noticed it in time"
     );
     eventually("it lives again", async || live(&node).await == 200).await;

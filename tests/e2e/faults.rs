@@ -224,7 +224,8 @@ async fn a_frozen_nats_is_noticed_and_local_sockets_do_not_feel_it() {
 
 #[tokio::test]
 async fn a_frozen_node_is_named_as_missing() {
-    let sandbox = Sandbox::start(3).await;
+    let config = Sandbox::config().cluster("node_timeout = \"30s\"\n");
+    let sandbox = config.start().await;
     let _a = sandbox.client(0, "/x").await;
     let _b = sandbox.client(1, "/x").await;
     let _c = sandbox.client(2, "/x").await;

@@ -221,7 +221,7 @@ async fn the_answer_over_http_is_the_ack() {
 #[tokio::test]
 async fn what_comes_of_each_answer() {
     let endpoint = Endpoint::start(|_| Reply::taken()).await;
-    let hooks = "timeout = \"500ms\"\nretry_for = \"200ms\"\nretry_delay_max = \"50ms\"\n";
+    let hooks = "timeout = \"2s\"\nretry_for = \"200ms\"\nretry_delay_max = \"50ms\"\n";
     let sandbox = sandbox(&endpoint.url(), hooks).await;
     let mut client = sandbox.client(0, "/asked/1").await;
     let mut say = async || client.request("say", json!(1)).await;

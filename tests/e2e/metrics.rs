@@ -158,7 +158,7 @@ async fn sockets_publications_and_messages_are_counted() {
 async fn emits_are_counted_by_status() {
     let sandbox = Sandbox::config()
         .nodes(2)
-        .cluster("call_timeout = \"500ms\"")
+        .cluster("call_timeout = \"2s\"")
         .start()
         .await;
     let mut near = sandbox.client(0, "/x").await;

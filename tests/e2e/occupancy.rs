@@ -10,9 +10,7 @@ const RULES: &str = "[[rooms]]\npattern = \"/watched/{id}\"\nevents = [\"occupie
     [[rooms]]\npattern = \"/{any...}\"\n";
 
 fn watched() -> SandboxConfig {
-    // A dead node is noticed soon.
-    let fast = "heartbeat_interval = \"200ms\"\nnode_timeout = \"1s\"\nbus_timeout = \"1s\"\n";
-    Sandbox::config().toml(RULES).cluster(fast)
+    Sandbox::config().toml(RULES)
 }
 
 async fn listen(sandbox: &Sandbox) -> Subscriber {
@@ -67,8 +65,10 @@ async fn the_first_socket_and_the_last_of_the_cluster_count() {
 
 #[tokio::test]
 async fn a_survivor_speaks_for_a_dead_node() {
+    // A dead node is noticed soon.
+    let fast = "heartbeat_interval = \"200ms\"\nnode_timeout = \"2s\"\n";
     for dead in 0..3 {
-        let mut sandbox = watched().start().await;
+        let mut sandbox = watched().cluster(fast).start().await;
         let mut events = listen(&sandbox).await;
         let _socket = sandbox.client(dead, "/watched/1").await;
         assert_eq!(next(&mut events).await, happened("occupied", "/watched/1"));

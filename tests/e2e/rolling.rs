@@ -12,10 +12,10 @@ use unisono_tests::{
 use crate::traffic::{BALANCED, Traffic};
 
 const CLIENTS: usize = 240;
-const DELAY: Duration = Duration::from_millis(700);
+const DELAY: Duration = Duration::from_secs(2);
 const WINDOW: Duration = Duration::from_millis(1000);
 const RECONNECT_MAX: Duration = Duration::from_millis(800);
-const SETTINGS: &str = "[drain]\ndelay = \"700ms\"\nwindow = \"1s\"\nreconnect_max = \"800ms\"\n";
+const SETTINGS: &str = "[drain]\ndelay = \"2s\"\nwindow = \"1s\"\nreconnect_max = \"800ms\"\n";
 const KEY: &str = "a-key-of-the-rolling-restart";
 
 /// What two busy cores may add to a stated time.

@@ -204,7 +204,7 @@ async fn who_speaks_http_is_told_what_to_speak() {
 #[tokio::test]
 async fn who_speaks_nonsense_or_nothing_is_cut() {
     let identity = Identity::new(&Certificate::new());
-    let config = secure(&identity).toml("[sockets]\nhead_timeout = \"300ms\"");
+    let config = secure(&identity).toml("[sockets]\nhead_timeout = \"2s\"");
     let node = config.start().await;
     let mut silent = Wire::connect(node.port()).await;
     let mut half = Wire::connect(node.port()).await;

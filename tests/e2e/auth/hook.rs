@@ -121,7 +121,7 @@ async fn what_the_application_grants_counts() {
 #[tokio::test]
 async fn what_the_application_does_not_say_lets_nobody_in() {
     let site = Site::start(Reply::Silence).await;
-    let mut node = asking(&site, "hook_timeout = \"300ms\"").await;
+    let mut node = asking(&site, "hook_timeout = \"2s\"").await;
     let with = |status: u16, body: &str| Reply::With(status, body.as_bytes().to_vec());
     let silent = "the application does not answer handshakes";
     let unknown = "the application does not know this client";

@@ -151,7 +151,8 @@ async fn keys_that_nobody_has_make_for_one_look_at_most() {
 #[tokio::test]
 async fn keys_outlive_their_server() {
     let keys = Reply::With(200, jwks(&[("p256", Some("a"))]));
-    let site = Site::start(keys).await;
+    // One that nobody takes while the server is away.
+    let site = Site::start_on(free_port(), keys).await;
     let auth = by_url(&site.url()) + "jwks_refresh = \"50ms\"";
     let node = Node::alone(&auth).await;
     let good = target(&token_of(PAIRS[1], Some("a"), json!({})));

@@ -6,7 +6,7 @@ use proto::{Audience, Body, Envelope, NodeId, Payload, Publication, RoomName, wi
 use serde_json::{Value, json};
 use unisono_tests::{Client, Sandbox, eventually};
 
-const FAST: &str = "heartbeat_interval = \"200ms\"\nnode_timeout = \"2s\"\nbus_timeout = \"1s\"\n";
+const FAST: &str = "heartbeat_interval = \"200ms\"\n";
 
 /// Every subject that a node with a socket in `/x` listens to, but those of applications.
 fn subjects(node: &str) -> Vec<String> {

@@ -10,6 +10,9 @@ use super::even;
 
 const SLOW: Duration = Duration::from_millis(200);
 
+/// What is asked over a slow route is answered in time, also on a machine that is busy.
+const PATIENT: &str = "call_timeout = \"5s\"\n";
+
 async fn apart(cluster: &str) -> (Sandbox, Proxy) {
     let (nats, route) = Nats::pair_apart(Nats::config()).await;
     let config = Sandbox::config().nodes(2).cluster(cluster);
@@ -18,7 +21,7 @@ async fn apart(cluster: &str) -> (Sandbox, Proxy) {
 
 #[tokio::test]
 async fn an_acknowledged_join_is_heard_over_a_slow_route() {
-    let (sandbox, route) = apart("").await;
+    let (sandbox, route) = apart(PATIENT).await;
     route.delay(SLOW);
     // Several at a time, each one join after the other.
     let trials = (0..5).map(async |client| {
@@ -36,7 +39,7 @@ async fn an_acknowledged_join_is_heard_over_a_slow_route() {
 
 #[tokio::test]
 async fn emits_and_questions_are_answered_over_a_slow_route() {
-    let (sandbox, route) = apart("").await;
+    let (sandbox, route) = apart(PATIENT).await;
     let mut near = sandbox.client(0, "/x").await;
     let mut far = sandbox.client(1, "/x").await;
     route.delay(SLOW);

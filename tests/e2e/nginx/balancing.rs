@@ -135,10 +135,10 @@ async fn all_attempts_together_have_one_time() {
         Vanished::start().await,
     ];
     let nginx = Nginx::config(vanished.each_ref().map(Vanished::port))
-        .set("proxy_connect_timeout 2s;", "proxy_connect_timeout 400ms;")
+        .set("proxy_connect_timeout 2s;", "proxy_connect_timeout 1s;")
         .set(
             "proxy_next_upstream_timeout 10s;",
-            "proxy_next_upstream_timeout 600ms;",
+            "proxy_next_upstream_timeout 1900ms;",
         )
         .start()
         .await;
