@@ -2,6 +2,7 @@
 //! when somebody reads `/metrics`; what happens seldom goes straight to the recorder, by its name in the [`table`].
 
 pub mod table;
+mod threads;
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -16,6 +17,9 @@ use proto::envelope::Status;
 use proto::{Close, UserName};
 
 use table::{CODES, HANDSHAKES};
+pub use threads::THREADS;
+#[cfg(target_os = "linux")]
+use threads::{Thread, cpu_seconds};
 
 /// Where a publication came into the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,9 @@ pub enum Source {
 pub struct Meters {
     prometheus: PrometheusHandle,
     process: Collector,
+    /// Where the node actor runs.
+    #[cfg(target_os = "linux")]
+    node: Thread,
     tallies: Box<[Arc<Tally>]>,
     publications: [AtomicU64; Source::ALL.len()],
     users: Users,
@@ -77,9 +84,11 @@ const BUCKETS: [f64; 13] = [
 /// How often samples of histograms are put into their buckets, where nobody reads them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What is said of the process's CPU time, and what should be.
-const CPU_GAUGE: &str = "# TYPE process_cpu_seconds_total gauge";
-const CPU_COUNTER: &str = "# TYPE process_cpu_seconds_total counter";
+/// CPU times: gauges here for the sake of their fractions, and counters to whoever reads them.
+const CPU_TIMES: [&str; 2] = [
+    "process_cpu_seconds_total",
+    "unisono_thread_cpu_seconds_total",
+];
 
 /// The recorder of the process. A second node, as in tests, shares it.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -87,7 +96,8 @@ static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 // === impl Meters ===
 
 impl Meters {
-    /// Makes every metric known, at zero, before anything is counted. Must be called in an actix system.
+    /// Makes every metric known, at zero, before anything is counted. Must be called in an actix system, on the thread of
+    /// the node actor.
     pub fn start(workers: usize) -> anyhow::Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?;
@@ -100,6 +110,7 @@ impl Meters {
         let process = Collector::default();
         process.describe();
         table::register();
+        metrics::gauge!("unisono_workers").set(workers as f64);
         let upkeep = prometheus.clone();
         actix_rt::spawn(async move {
             loop {
@@ -110,6 +121,8 @@ impl Meters {
         Ok(Self {
             prometheus: prometheus.clone(),
             process,
+            #[cfg(target_os = "linux")]
+            node: Thread::current(),
             tallies: (0..workers).map(|_| Arc::default()).collect(),
             publications: Default::default(),
             users: Users::default(),
@@ -170,9 +183,17 @@ impl Meters {
         metrics::gauge!("unisono_queue_bytes").set(queue_bytes as f64);
         metrics::gauge!("unisono_users").set(self.users.len() as f64);
         self.process.collect();
-        // It is a gauge here for the sake of its fractions, and is a counter.
-        let text = self.prometheus.render();
-        text.replacen(CPU_GAUGE, CPU_COUNTER, 1)
+        #[cfg(target_os = "linux")]
+        for (thread, seconds) in cpu_seconds(self.node).into_iter().flatten() {
+            let name = "unisono_thread_cpu_seconds_total";
+            metrics::gauge!(name, "thread" => thread).set(seconds);
+        }
+        let mut text = self.prometheus.render();
+        for name in CPU_TIMES {
+            let kind = |kind: &str| format!("# TYPE {name} {kind}");
+            text = text.replacen(&kind("gauge"), &kind("counter"), 1);
+        }
+        text
     }
 }
 

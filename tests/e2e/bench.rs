@@ -63,6 +63,9 @@ fn assert_whole(report: &Value, messages: u64, deliveries: u64) {
         "{report}"
     );
     assert!(number(&report["own_cpu_us_per_delivery"]) > 0.0, "{report}");
+    assert!(number(&report["node_thread_busy"]) >= 0.0, "{report}");
+    let busiest = report["node_thread"].as_str().expect("a thread");
+    assert!(["node", "bus", "worker", "outside"].contains(&busiest));
 }
 
 #[tokio::test]

@@ -52,6 +52,31 @@ async fn cpu_time_has_fractions_of_a_second() {
 }
 
 #[tokio::test]
+async fn the_cpu_time_of_threads_is_told_by_what_they_do() {
+    let node = Node::alone("").await;
+    let mut client = node.client("/x").await;
+    let spent = |metrics: &Metrics, thread: &str| {
+        metrics.get(&format!(
+            "unisono_thread_cpu_seconds_total{{thread=\"{thread}\"}}"
+        ))
+    };
+    eventually("the workers have used some", async || {
+        client.ack("unisono:ping", json!(1)).await;
+        spent(&node.metrics().await, "worker") >= 0.05
+    })
+    .await;
+
+    let metrics = node.metrics().await;
+    let type_of = "# TYPE unisono_thread_cpu_seconds_total counter\n";
+    assert!(metrics.text().contains(type_of), "{}", metrics.text());
+    assert!(metrics.get("unisono_workers") >= 1.0);
+    let all = ["node", "bus", "worker", "outside"].map(|thread| spent(&metrics, thread));
+    // Other threads have little to do, and each clock goes by hundredths.
+    let rest = metrics.get("process_cpu_seconds_total") - all.iter().sum::<f64>();
+    assert!((-0.05..0.5).contains(&rest), "{all:?}, {rest} more");
+}
+
+#[tokio::test]
 async fn names_and_ids_make_no_series() {
     let node = Node::alone("").await;
     let mut first = node.client("/first").await;

@@ -2,6 +2,8 @@
 
 use metrics::Unit;
 
+use super::threads::THREADS;
+
 /// One metric.
 pub struct Metric {
     /// Its name.
@@ -156,6 +158,11 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_bus_late_total", Unit::Count, "Messages of a node that came after it had gone on over another connection and had told that they are lost"),
     counter("unisono_bus_overflows_total", Unit::Count, "Times that this node read from NATS too slowly and missed something"),
 
+    gauge("unisono_workers", Unit::Count, "Worker threads"),
+    counter("unisono_thread_cpu_seconds_total", Unit::Seconds, "CPU time of the thread of the node actor, of that of the bus, of all workers, and of the one that speaks to applications; on Linux")
+        .by("thread", &THREADS)
+        .where_configured(),
+
     counter("unisono_handlers_total", Unit::Count, "Calls of handlers in Rust")
         .by("result", &["ok", "error", "timeout", "panic"]),
     histogram("unisono_handler_seconds", "How long they took"),
@@ -249,7 +256,9 @@ mod tests {
             } = metric;
             assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
             assert_eq!(name.contains("_bytes"), *unit == Unit::Bytes, "{name}");
-            assert_eq!(name.ends_with("_seconds"), *unit == Unit::Seconds, "{name}");
+            let counted = name.trim_end_matches("_total");
+            let in_seconds = counted.ends_with("_seconds");
+            assert_eq!(in_seconds, *unit == Unit::Seconds, "{name}");
         }
     }
 }

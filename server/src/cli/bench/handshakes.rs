@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::bare::{self, OTHER_FILES, Own, Spent};
 use super::entrance::Entrance;
 use super::load::{Run, progress};
-use super::nodes::{Nodes, Reached, spent, want_files};
+use super::nodes::{Nodes, Reached, busiest, spent, want_files};
 use super::report::{Cost, Report, round};
 use super::tally::{histogram, record};
 use super::{Place, SETTLE_TIME, some};
@@ -89,6 +89,7 @@ impl Connect {
             nodes: cpu,
             bare: bare.map(|(_, spent)| spent),
         });
+        report.busiest(busiest(before.as_ref(), after.as_ref()));
         report.own(&made.own, "handshake", made.made);
         report.about_nodes(&nodes, cpu);
         if let Some(why) = &made.first_failure {

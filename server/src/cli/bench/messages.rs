@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::bare::{self, OTHER_FILES, Spent, Writing};
 use super::frames::wire_bytes;
 use super::load::{Load, Run, Targets};
-use super::nodes::{Nodes, Reached, spent, want_files};
+use super::nodes::{Nodes, Reached, busiest, spent, want_files};
 use super::publisher::{By, Publisher};
 use super::report::{Cost, Report, round};
 use super::tally::{SEEN_MIN, Tally, histogram, record};
@@ -217,6 +217,7 @@ impl Course {
         if let Some(floor) = &floor {
             floor.compare(&tally, &nodes, &mut report);
         }
+        report.busiest(busiest(before.as_ref(), after.as_ref()));
         report.own(&own, "delivery", tally.delivered);
         report.note(format!("the loop is {}", load.describe(shape.window)));
         if nodes.wire.window().is_some() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use tokio::time::Instant;
 use url::Url;
 
 use super::entrance::Entrance;
@@ -11,6 +12,7 @@ use crate::cli::connection::{self, Api, Connections};
 use crate::cli::files;
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
+use crate::meters::THREADS;
 
 #[derive(Args)]
 pub struct Reached {
@@ -62,8 +64,17 @@ pub struct Reading {
     pub cpu: Duration,
     pub resident_bytes: f64,
     pub sockets: f64,
-    /// When each of them began: others in their place say other times.
-    starts: Vec<f64>,
+    at: Instant,
+    processes: Vec<Process>,
+}
+
+/// What one of them says of itself.
+#[derive(Clone, Debug, PartialEq)]
+struct Process {
+    /// When it began: another in its place says another time.
+    start: f64,
+    /// CPU of its threads, in seconds, and how many threads share it; none where the node does not say.
+    threads: Vec<Option<(f64, f64)>>,
 }
 
 impl Reached {
@@ -122,7 +133,8 @@ impl Nodes {
             cpu: Duration::ZERO,
             resident_bytes: 0.0,
             sockets: 0.0,
-            starts: Vec::new(),
+            at: Instant::now(),
+            processes: Vec::new(),
         };
         for meter in &self.meters {
             let text = meter.get_text("/metrics").await.ok()??;
@@ -130,7 +142,10 @@ impl Nodes {
             all.cpu += Duration::try_from_secs_f64(read("process_cpu_seconds_total")?).ok()?;
             all.resident_bytes += read("process_resident_memory_bytes")?;
             all.sockets += read("unisono_sockets")?;
-            all.starts.push(read("process_start_time_seconds")?);
+            all.processes.push(Process {
+                start: read("process_start_time_seconds")?,
+                threads: THREADS.iter().map(|thread| share(&text, thread)).collect(),
+            });
         }
         Some(all)
     }
@@ -139,19 +154,58 @@ impl Nodes {
 /// CPU between two readings; none where they are not of the same processes.
 pub fn spent(before: Option<&Reading>, after: Option<&Reading>) -> Option<Duration> {
     let (before, after) = (before?, after?);
-    let same = before.starts == after.starts;
-    same.then(|| after.cpu.checked_sub(before.cpu))?
+    let cpu = after.cpu.checked_sub(before.cpu)?;
+    before.are_of_the_same(after).then_some(cpu)
+}
+
+/// The kind of threads of one node that had least time to spare between two readings, and how much of it they were
+/// busy; none where the nodes do not say.
+pub fn busiest(before: Option<&Reading>, after: Option<&Reading>) -> Option<(&'static str, f64)> {
+    let (before, after) = (before?, after?);
+    if !before.are_of_the_same(after) {
+        return None;
+    }
+    let time = after.at.duration_since(before.at).as_secs_f64();
+    let both = before.processes.iter().zip(&after.processes);
+    let shares = both.flat_map(|(before, after)| {
+        let threads = before.threads.iter().zip(&after.threads).zip(THREADS);
+        threads.filter_map(move |((before, after), thread)| {
+            let ((before, _), (after, threads)) = ((*before)?, (*after)?);
+            Some((thread, (after - before) / threads / time.max(1e-9)))
+        })
+    });
+    shares.max_by(|(_, a), (_, b)| a.total_cmp(b))
+}
+
+impl Reading {
+    fn are_of_the_same(&self, other: &Self) -> bool {
+        let starts = |reading: &Self| -> Vec<f64> {
+            let processes = reading.processes.iter();
+            processes.map(|process| process.start).collect()
+        };
+        starts(self) == starts(other)
+    }
 }
 
 /// Why there is no CPU to speak of.
 pub const NO_CPU: &str = "no CPU of the nodes: /metrics is not at --url, or not always of the same process (a load balancer, a \
      restart). Name with --metrics-url where it is";
 
-/// The sum of a metric over its labels.
+/// CPU of such threads, in seconds, and how many there are.
+fn share(text: &str, thread: &str) -> Option<(f64, f64)> {
+    let name = format!("unisono_thread_cpu_seconds_total{{thread=\"{thread}\"}}");
+    let threads = match thread {
+        "worker" => value(text, "unisono_workers")?,
+        _ => 1.0,
+    };
+    Some((value(text, &name)?, threads))
+}
+
+/// A metric, or the sum of it over its labels.
 fn value(text: &str, name: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| {
         let (head, value) = line.rsplit_once(' ')?;
-        let named = head.split('{').next() == Some(name);
+        let named = head == name || head.split('{').next() == Some(name);
         named.then(|| value.parse::<f64>().ok())?
     });
     values.reduce(|sum, value| sum + value)
@@ -181,17 +235,42 @@ mod tests {
         assert_eq!(value(text, "unisono_socket"), None);
     }
 
-    #[test]
-    fn cpu_of_another_process_is_none() {
-        let reading = |cpu, start| Reading {
+    fn reading(cpu: u64, start: f64, threads: Vec<Option<(f64, f64)>>) -> Reading {
+        Reading {
             cpu: Duration::from_secs(cpu),
             resident_bytes: 0.0,
             sockets: 0.0,
-            starts: vec![start],
+            at: Instant::now(),
+            processes: vec![Process { start, threads }],
+        }
+    }
+
+    #[test]
+    fn cpu_of_another_process_is_none() {
+        let before = reading(1, 5.0, vec![]);
+        let spent = |after: Reading| spent(Some(&before), Some(&after));
+        assert_eq!(spent(reading(3, 5.0, vec![])), Some(Duration::from_secs(2)));
+        assert_eq!(spent(reading(3, 6.0, vec![])), None);
+        assert_eq!(spent(reading(0, 5.0, vec![])), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workers_are_busy_together() {
+        let cpu = |node, bus, workers| {
+            let text = format!(
+                "unisono_workers 4\nunisono_thread_cpu_seconds_total{{thread=\"node\"}} {node}\n\
+                 unisono_thread_cpu_seconds_total{{thread=\"bus\"}} {bus}\n\
+                 unisono_thread_cpu_seconds_total{{thread=\"worker\"}} {workers}\n"
+            );
+            let shares = THREADS.iter().map(|thread| share(&text, thread));
+            reading(0, 5.0, shares.collect())
         };
-        let spent = |after: Reading| spent(Some(&reading(1, 5.0)), Some(&after));
-        assert_eq!(spent(reading(3, 5.0)), Some(Duration::from_secs(2)));
-        assert_eq!(spent(reading(3, 6.0)), None);
-        assert_eq!(spent(reading(0, 5.0)), None);
+        let before = cpu(1.0, 1.0, 10.0);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let busy = |after| busiest(Some(&before), Some(&after));
+        assert_eq!(busy(cpu(2.0, 6.0, 26.0)), Some(("bus", 0.5)));
+        assert_eq!(busy(cpu(2.0, 6.0, 34.0)), Some(("worker", 0.6)));
+        assert_eq!(busy(reading(0, 5.0, vec![None; 4])), None);
+        assert_eq!(busy(reading(0, 6.0, vec![Some((1.0, 1.0)); 4])), None);
     }
 }

@@ -222,6 +222,20 @@ impl Report {
         }
     }
 
+    /// How busy the nodes' busiest threads were: whether they were what limits.
+    pub fn busiest(&mut self, busiest: Option<(&str, f64)>) {
+        let Some((thread, busy)) = busiest else {
+            return self.value("node_thread_busy", Value::Null);
+        };
+        let percent = busy * 100.0;
+        self.figure(
+            "node_thread_busy",
+            round(busy),
+            format!("{percent:.0} % ({thread})"),
+        );
+        self.value("node_thread", thread);
+    }
+
     /// What this program did itself for so many steps: whether it was what limits.
     pub fn own(&mut self, own: &Own, of: &str, steps: u64) {
         if steps > 0 {
