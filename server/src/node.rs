@@ -40,6 +40,11 @@ pub struct Publish {
     span: Option<Span>,
 }
 
+/// What a client has published in one turn.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Burst(pub Vec<Publish>);
+
 /// Who wants to know how far a publication went.
 pub enum Report {
     /// Nobody, and it does not leave the node: the others have it from elsewhere.
@@ -87,6 +92,11 @@ pub struct Finish {
 #[rtype(result = "()")]
 pub struct DrainAll(pub Duration);
 
+/// What has gathered is handed over, after the mailbox was emptied.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Flush;
+
 /// Somebody wants to know whether it is awake.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -97,10 +107,15 @@ pub struct Node {
     shared: Arc<Shared>,
     workers: Workers,
     rooms: HashMap<RoomName, RoomEntry>,
+    /// Publications that came in one after the other, each with a bit for every worker that has sockets for it.
+    gathered: Vec<(u64, Publish)>,
     events: Option<mpsc::Receiver<Event>>,
     api_places: Arc<Semaphore>,
     _vital: Vital,
 }
+
+/// Most publications that are handed over together.
+const GATHERED_MAX: usize = 64;
 
 /// Requests of applications, from NATS, that may be under way at one time.
 const API_REQUESTS_MAX: usize = 1_024;
@@ -129,39 +144,26 @@ impl Actor for Node {
 impl Handler<Publish> for Node {
     type Result = ();
 
-    fn handle(&mut self, publish: Publish, _: &mut Context<Self>) {
-        let Publish {
-            source,
-            delivery,
-            report,
-            span,
-        } = publish;
-        self.shared.meters.published(source);
-        if self.shared.tails.on() {
-            self.show(&delivery, matches!(report, Report::Here));
+    fn handle(&mut self, publish: Publish, ctx: &mut Context<Self>) {
+        self.publish(publish, ctx);
+    }
+}
+
+impl Handler<Burst> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Burst(publications): Burst, ctx: &mut Context<Self>) {
+        for publish in publications {
+            self.publish(publish, ctx);
         }
-        self.deliver(&delivery);
-        let cluster = &self.shared.cluster;
-        let (publication, permit) = self.outward(&delivery);
-        match report {
-            Report::Here => {}
-            Report::None => {
-                left(span, cluster.publish(publication, Some(permit)));
-            }
-            Report::Sent(reply) => {
-                let sent = cluster.publish(publication, Some(permit));
-                left(span, sent);
-                let _ = reply.send(sent);
-            }
-            Report::Confirmed(reply) => {
-                let confirmed = cluster.publish_confirmed(publication, permit);
-                actix_rt::spawn(async move {
-                    let confirmed = confirmed.await;
-                    drop(span);
-                    let _ = reply.send(confirmed);
-                });
-            }
-        }
+    }
+}
+
+impl Handler<Flush> for Node {
+    type Result = ();
+
+    fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {
+        self.flush();
     }
 }
 
@@ -176,6 +178,7 @@ impl Handler<Finish> for Node {
     type Result = ();
 
     fn handle(&mut self, Finish { socket, close }: Finish, _: &mut Context<Self>) {
+        self.flush();
         let disconnect = Act::Disconnect { close, after_ms: 0 };
         let request = Request::Act(Target::Sockets(vec![socket]), disconnect);
         drop(self.workers.ask(request, None));
@@ -186,6 +189,7 @@ impl Handler<Occupied> for Node {
     type Result = ();
 
     fn handle(&mut self, Occupied { room, worker }: Occupied, _: &mut Context<Self>) {
+        self.flush();
         let entry = self.rooms.entry(room.clone()).or_default();
         let first = entry.workers == 0;
         entry.workers |= 1 << worker;
@@ -205,6 +209,7 @@ impl Handler<Vacated> for Node {
     type Result = ();
 
     fn handle(&mut self, Vacated { room, worker }: Vacated, _: &mut Context<Self>) {
+        self.flush();
         if let Some(entry) = self.rooms.get_mut(&room) {
             entry.workers &= !(1 << worker);
             if entry.workers == 0 {
@@ -230,6 +235,7 @@ impl Handler<DrainAll> for Node {
     type Result = ();
 
     fn handle(&mut self, DrainAll(window): DrainAll, _: &mut Context<Self>) {
+        self.flush();
         for registry in self.workers.all() {
             registry.do_send(Drain(window));
         }
@@ -246,7 +252,6 @@ impl StreamHandler<Event> for Node {
                 responder,
                 permit,
             } => {
-                self.shared.meters.published(Source::Bus);
                 let delivery = match responder {
                     None => Delivery::new(&self.shared, publication, origin, permit),
                     Some(responder) => {
@@ -257,7 +262,7 @@ impl StreamHandler<Event> for Node {
                         Delivery::counted(&self.shared, publication, origin, permit, done)
                     }
                 };
-                self.deliver(&delivery);
+                self.gather(Publish::reported(Source::Bus, delivery, Report::Here), ctx);
             }
             Event::Api {
                 verb,
@@ -298,6 +303,7 @@ impl StreamHandler<Event> for Node {
             }
             Event::Found(held) => self.tell_of_another_node(&held, Kind::Joined, Kind::Opened),
             Event::RoomReady(room) => {
+                self.flush();
                 if let Some(entry) = self.rooms.get_mut(&room) {
                     entry.ready = true;
                     let workers = entry.workers;
@@ -306,6 +312,7 @@ impl StreamHandler<Event> for Node {
             }
             Event::Gap { rooms, reason } => {
                 let rooms: Option<Arc<[RoomName]>> = rooms.map(Into::into);
+                self.flush();
                 self.tell_gap(&Gap { rooms, reason });
             }
         }
@@ -338,6 +345,7 @@ impl Handler<Gap> for Node {
     type Result = ();
 
     fn handle(&mut self, gap: Gap, _: &mut Context<Self>) {
+        self.flush();
         self.tell_gap(&gap);
     }
 }
@@ -349,19 +357,90 @@ impl Node {
             shared,
             workers,
             rooms: HashMap::new(),
+            gathered: Vec::new(),
             events: Some(events),
             api_places: Arc::new(Semaphore::new(API_REQUESTS_MAX)),
             _vital: Vital("node"),
         }
     }
 
-    fn deliver(&self, delivery: &Arc<Delivery>) {
-        let workers = match &delivery.publication().to {
+    fn publish(&mut self, publish: Publish, ctx: &mut Context<Self>) {
+        if self.shared.tails.on() {
+            self.show(&publish.delivery, matches!(publish.report, Report::Here));
+        }
+        self.gather(publish, ctx);
+    }
+
+    /// Keeps a publication until the mailbox is empty: what came in meanwhile wakes each worker once, and leaves it in
+    /// one `write` for each socket, where the first alone would be on its way before the second is there.
+    fn gather(&mut self, publish: Publish, ctx: &mut Context<Self>) {
+        self.shared.meters.published(publish.source);
+        let workers = match &publish.delivery.publication().to {
             Audience::Everyone => u64::MAX,
             Audience::Room(room) => self.rooms.get(room).map_or(0, |entry| entry.workers),
         };
-        for registry in self.chosen(workers) {
-            registry.do_send(Deliver(Arc::clone(delivery)));
+        if self.gathered.is_empty() {
+            ctx.notify(Flush);
+        }
+        self.gathered.push((workers, publish));
+        if self.gathered.len() == GATHERED_MAX {
+            self.flush();
+        }
+    }
+
+    /// Hands over what has gathered: to the workers, then to the other nodes.
+    fn flush(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        for (index, registry) in self.workers.all().enumerate() {
+            let theirs = gathered
+                .iter()
+                .filter(|(workers, _)| workers & (1 << index) != 0);
+            let theirs: Vec<_> = theirs
+                .map(|(_, publish)| Arc::clone(&publish.delivery))
+                .collect();
+            if !theirs.is_empty() {
+                registry.do_send(Deliver(theirs));
+            }
+        }
+        for (_, publish) in gathered {
+            self.pass_on(publish);
+        }
+    }
+
+    /// Sends a publication to the other nodes, and says how far it went.
+    fn pass_on(&self, publish: Publish) {
+        let Publish {
+            delivery,
+            report,
+            span,
+            ..
+        } = publish;
+        if let Report::Here = report {
+            return;
+        }
+        let cluster = &self.shared.cluster;
+        let (publication, permit) = self.outward(&delivery);
+        match report {
+            Report::Here => {}
+            Report::None => {
+                left(span, cluster.publish(publication, Some(permit)));
+            }
+            Report::Sent(reply) => {
+                let sent = cluster.publish(publication, Some(permit));
+                left(span, sent);
+                let _ = reply.send(sent);
+            }
+            Report::Confirmed(reply) => {
+                let confirmed = cluster.publish_confirmed(publication, permit);
+                actix_rt::spawn(async move {
+                    let confirmed = confirmed.await;
+                    drop(span);
+                    let _ = reply.send(confirmed);
+                });
+            }
         }
     }
 

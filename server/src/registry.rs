@@ -75,10 +75,10 @@ pub struct WakeAt(pub SocketId, pub Instant);
 #[rtype(result = "()")]
 pub struct Ready(pub RoomName);
 
-/// A publication for sockets of this worker.
+/// Publications for sockets of this worker, in the order in which they came.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Deliver(pub Arc<Delivery>);
+pub struct Deliver(pub Vec<Arc<Delivery>>);
 
 /// Something may have been missed: in these rooms, or anywhere.
 #[derive(Clone, Message)]
@@ -323,22 +323,9 @@ impl Handler<Ready> for Registry {
 impl Handler<Deliver> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Deliver(delivery): Deliver, ctx: &mut Context<Self>) {
-        if self.shared.tails.on() {
-            self.show_delivery(&delivery);
-        }
-        match &delivery.publication().to {
-            Audience::Room(name) => {
-                let now = Instant::now();
-                let Some(entry) = self.rooms.get(name) else {
-                    return;
-                };
-                let once = delivery.once().map(|send| self.once.get(send, now));
-                entry.addr.do_send(room::Deliver { delivery, once });
-                self.rooms_at_work = true;
-            }
-            Audience::Everyone if self.must_wait() => self.wait(Later::Broadcast(delivery), ctx),
-            Audience::Everyone => self.broadcast(&delivery),
+    fn handle(&mut self, Deliver(deliveries): Deliver, ctx: &mut Context<Self>) {
+        for delivery in deliveries {
+            self.deliver(delivery, ctx);
         }
     }
 }
@@ -389,6 +376,25 @@ impl Handler<Ask> for Registry {
 }
 
 impl Registry {
+    fn deliver(&mut self, delivery: Arc<Delivery>, ctx: &mut Context<Self>) {
+        if self.shared.tails.on() {
+            self.show_delivery(&delivery);
+        }
+        match &delivery.publication().to {
+            Audience::Room(name) => {
+                let now = Instant::now();
+                let Some(entry) = self.rooms.get(name) else {
+                    return;
+                };
+                let once = delivery.once().map(|send| self.once.get(send, now));
+                entry.addr.do_send(room::Deliver { delivery, once });
+                self.rooms_at_work = true;
+            }
+            Audience::Everyone if self.must_wait() => self.wait(Later::Broadcast(delivery), ctx),
+            Audience::Everyone => self.broadcast(&delivery),
+        }
+    }
+
     /// Whether what goes straight to sockets has to wait, so that it does not overtake what was published to
     /// their rooms before.
     fn must_wait(&self) -> bool {

@@ -32,7 +32,7 @@ use crate::auth::{self, Grant, NOBODY};
 use crate::delivery::Wire;
 use crate::events::NoAck;
 use crate::meters::{self, Handed, Tally};
-use crate::node::Finish;
+use crate::node::{Finish, Publish};
 use crate::rate::Used;
 use crate::registry::{Closed, Open, WakeAt};
 use crate::rules::{ClientEvents, Format, Rule};
@@ -193,6 +193,8 @@ pub struct Session {
     /// Input that waits while the session is stalled.
     carry: Vec<u8>,
     stall: Option<Stall>,
+    /// What the client has published in this turn.
+    published: Vec<Publish>,
     /// Acks that wait for a room.
     joins: Vec<(RoomName, Option<ClientId>)>,
     leaves: Vec<(RoomName, Option<ClientId>)>,
@@ -616,6 +618,7 @@ impl Session {
             phase: Phase::Opening(OPENING_TURNS),
             carry: arrival.rest,
             stall: None,
+            published: Vec::new(),
             joins: Vec::new(),
             leaves: Vec::new(),
             asks_in_flight: 0,
@@ -686,6 +689,7 @@ impl Session {
         }
         let (socket, close) = (self.id, end.clone());
         self.ending.get_or_insert_with(|| Box::new((frame, end)));
+        self.hand_over();
         self.worker.unisono.node.do_send(Finish { socket, close });
     }
 

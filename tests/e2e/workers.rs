@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use proto::SocketId;
-use serde_json::json;
-use unisono_tests::{Client, Node};
+use serde_json::{Value, json};
+use unisono_tests::{Client, Node, Opcode, frame};
 
 const WORKERS: usize = 4;
 
@@ -60,6 +60,36 @@ async fn a_hot_room_uses_all_workers() {
     assert_eq!(spent.len(), WORKERS);
     // Each of four does a quarter, but for chance and the noise of so short a time.
     assert!(spent.iter().all(|one| 8 * one > all), "{spent:?}");
+}
+
+/// So each of many sends costs a fraction of a `write` for each member: bursts stay together on their way.
+#[tokio::test]
+async fn what_a_client_sends_in_one_piece_comes_in_one_piece() {
+    const BURST: usize = 16;
+    let node = node().await;
+    let mut wires = vec![];
+    for _ in 0..4 * WORKERS {
+        let mut wire = node.wire().await;
+        wire.upgrade("/x").await;
+        wire.text().await;
+        wires.push(wire);
+    }
+    let (publisher, members) = wires.split_first_mut().expect("clients");
+    for round in 0..20 {
+        let events = (0..BURST).map(|n| json!({"event": "m", "data": [round, n]}).to_string());
+        let frames = events.map(|event| frame(Opcode::Text, event.as_bytes()));
+        publisher.send(frames.collect::<Vec<_>>().concat()).await;
+
+        for member in &mut *members {
+            let piece = member.piece().await;
+            let data = piece.iter().map(|frame| {
+                let event: Value = serde_json::from_slice(&frame.payload).expect("JSON");
+                event["data"].clone()
+            });
+            let expected: Vec<_> = (0..BURST).map(|n| json!([round, n])).collect();
+            assert_eq!(data.collect::<Vec<_>>(), expected);
+        }
+    }
 }
 
 #[tokio::test]

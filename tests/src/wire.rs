@@ -71,6 +71,9 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
+/// What [`Wire::piece`] has room for: as much as Linux hands over on loopback at one time.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
+
 /// A client's frame: final, masked, its length in the shortest form.
 pub fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     let mut bytes = head(0x80 | opcode as u8, payload.len() as u64);
@@ -359,19 +362,24 @@ impl Wire {
         }
     }
 
+    /// The whole frames of what comes next in one piece, that is, in one read.
+    #[track_caller]
+    pub fn piece(&mut self) -> impl Future<Output = Vec<Frame>> {
+        let here = Location::caller();
+        async move {
+            assert!(self.unread.is_empty(), "{here}: something came before");
+            self.unread.reserve(PIECE_BYTES_MAX);
+            let more = soon(here, || "a piece".to_owned(), self.fill()).await;
+            assert!(more, "{here}: the server hung up");
+            parse_frames(&std::mem::take(&mut self.unread))
+        }
+    }
+
     /// Reads until the server hangs up, and returns the whole frames that came.
     #[track_caller]
     pub fn frames(&mut self) -> impl Future<Output = Vec<Frame>> {
         let rest = self.rest();
-        async move {
-            let (bytes, mut start) = (rest.await, 0);
-            let next = || {
-                let (frame, length) = parse_frame(&bytes[start..])?;
-                start += length;
-                Some(frame)
-            };
-            std::iter::from_fn(next).collect()
-        }
+        async move { parse_frames(&rest.await) }
     }
 
     async fn read_close(&mut self, here: &Location<'_>) -> (u16, String) {
@@ -465,6 +473,17 @@ pub fn upgrade_request(path: &str) -> String {
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
     )
+}
+
+/// The frames that these bytes begin with.
+fn parse_frames(bytes: &[u8]) -> Vec<Frame> {
+    let mut start = 0;
+    let next = || {
+        let (frame, length) = parse_frame(&bytes[start..])?;
+        start += length;
+        Some(frame)
+    };
+    std::iter::from_fn(next).collect()
 }
 
 /// The first frame of these bytes and its length, once it is complete. A server masks nothing.

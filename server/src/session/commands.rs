@@ -11,7 +11,7 @@ use proto::{Audience, Close, Publication, RoomName};
 use super::{Emitted, Session, Stall};
 use crate::delivery::Delivery;
 use crate::meters::{self, Source};
-use crate::node::Publish;
+use crate::node::{Burst, Publish};
 use crate::rate::Limit;
 use crate::registry::{Join, Leave};
 use crate::rules::{ClientEvents, Denied, Rule};
@@ -302,8 +302,16 @@ impl Session {
         let span = shared.publishing(&mut publication, Source::Client, Parent::None);
         let delivery = Delivery::new(shared, publication, shared.node, permit);
         let publish = Publish::quietly(Source::Client, delivery);
-        self.worker.unisono.node.do_send(publish.within(span));
+        self.published.push(publish.within(span));
         self.ack(id, Some(b"{}"));
+    }
+
+    /// What was published in one turn goes on its way together, so that it stays together: see `Node::gather`.
+    pub(super) fn hand_over(&mut self) {
+        if !self.published.is_empty() {
+            let burst = Burst(std::mem::take(&mut self.published));
+            self.worker.unisono.node.do_send(burst);
+        }
     }
 }
 

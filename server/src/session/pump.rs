@@ -69,6 +69,7 @@ impl Session {
             return Ok(());
         }
         let read = self.read(ctx, task);
+        self.hand_over();
         // Also when there is nobody left to read from: the last answer may still be wanted.
         self.write(task)?;
         read?;
