@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use crate::charts::{self, BARE, NODE};
-use crate::matrix::{BYTES, Cell, EMIT_WINDOWS, SOCKETS, Scale, WINDOWS, Wire};
+use crate::matrix::{
+    BYTES, Cell, EMIT_WINDOWS, PUBLISHER_RATE, PUBLISHER_SOCKETS, PUBLISHERS, SOCKETS, Scale,
+    WINDOWS, Wire,
+};
 use crate::results::{Outcome, Results, Round, Sample, Spread, count, number};
 
 /// The folder of the plots, beside the report.
@@ -62,7 +65,7 @@ const HANDSHAKES: u32 = 64;
 /// The budgets of the design, and how they are kept.
 pub fn budgets(results: &Results) -> Vec<Budget> {
     let [one, window] = WINDOWS;
-    let bursts = |window| results.figure(&Cell::bursts(window), RATIO);
+    let bursts = |window| results.figure(&Cell::bursts(1, window), RATIO);
     let (idle, cluster) = (results.scale.idle(), results.scale.idle_cluster());
     let sockets = count(SOCKETS);
     vec![
@@ -237,7 +240,7 @@ fn method(results: &Results) -> String {
          its share of the cores, so rates and latencies are those of a machine that is shared. A figure is the median of the rounds \
          of a cell ({} where a budget hangs on a time or on the CPU of a message, {} of the others), with the least and the most in brackets; rounds are \
          spread over the whole run, so that a slow minute hits one round of every cell.\n",
-        rounds(&Cell::bursts(1)),
+        rounds(&Cell::bursts(1, 1)),
         rounds(&other),
     )
 }
@@ -257,25 +260,58 @@ fn growth(results: &Results) -> String {
 // === tables ===
 
 fn bursts(results: &Results) -> String {
-    let rows: Vec<[String; 4]> = WINDOWS
+    let rows: Vec<[String; 5]> = [1, 2]
         .iter()
-        .flat_map(|&window| {
-            let http = Cell::fanout(Wire::Websocket, 1, SOCKETS, BYTES, window);
-            [("by a client", Cell::bursts(window)), ("over HTTP", http)].map(|(name, cell)| {
+        .flat_map(|&nodes| WINDOWS.map(|window| (nodes, window)))
+        .flat_map(|(nodes, window)| {
+            let client = Cell::bursts(nodes, window);
+            let http = Cell::fanout(Wire::Websocket, nodes, SOCKETS, BYTES, window);
+            [("by a client", client), ("over HTTP", http)].map(|(name, cell)| {
                 let figure =
                     |pointer| in_table(results, &cell, pointer, |spread| spread.to_string());
                 let name = format!("{name}, window {window}");
-                [name, figure(NODE), figure(BARE), figure(RATIO)]
+                [
+                    name,
+                    count(nodes),
+                    figure(NODE),
+                    figure(BARE),
+                    figure(RATIO),
+                ]
             })
         })
         .collect();
+    let header = ["published", "nodes", "CPU", "bare loop", "ratio"];
     format!(
         "## Who publishes\n\nThe budgets of CPU are for a client that publishes over its own socket, as many messages at once as the \
          window has room for (`unisono bench fanout --by socket`). All other cells publish by requests over HTTP, each of which \
          costs more by itself, and which come one by one, so that fewer messages leave in one `write`. The bare loop puts none \
-         together. {} sockets on one node, {BYTES} B, CPU per delivery in µs.\n\n{}",
+         together. {} sockets, {BYTES} B, CPU per delivery in µs, of all nodes together.\n\n{}\n{}",
         count(SOCKETS),
-        table(["published", "node", "bare loop", "ratio"], &rows)
+        table(header, &rows),
+        publishers(results)
+    )
+}
+
+/// Whether those who publish slow each other down.
+fn publishers(results: &Results) -> String {
+    let rows: Vec<[String; 5]> = PUBLISHERS
+        .map(|publishers| {
+            let cell = Cell::publishers(publishers);
+            let figure = |pointer| in_table(results, &cell, pointer, |spread| spread.to_string());
+            [
+                count(publishers),
+                figure("/delivery_us/p50"),
+                figure("/delivery_us/p99"),
+                figure("/delivery_us/max"),
+                figure(NODE),
+            ]
+        })
+        .into();
+    let header = ["publishers", "p50", "p99", "max", "CPU per delivery"];
+    format!(
+        "Several publish at one time, each over its own socket {PUBLISHER_RATE} times a second to {PUBLISHER_SOCKETS} sockets in a room \
+         of its own, on one node: µs from when a message was due until a socket has it.\n\n{}",
+        table(header, &rows)
     )
 }
 
@@ -560,8 +596,8 @@ mod tests {
         Results::without_a_machine(vec![
             outcome(cell(1), vec![fanout(4.0), fanout(6.0), lost()]),
             outcome(cell(16), vec![lost(), lost()]),
-            outcome(Cell::bursts(1), vec![ratio(1.1), ratio(1.2)]),
-            outcome(Cell::bursts(16), vec![ratio(0.1), ratio(0.3)]),
+            outcome(Cell::bursts(1, 1), vec![ratio(1.1), ratio(1.2)]),
+            outcome(Cell::bursts(1, 16), vec![ratio(0.1), ratio(0.3)]),
             outcome(
                 scale.connect(HANDSHAKES),
                 vec![measured(json!({

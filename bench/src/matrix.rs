@@ -36,6 +36,12 @@ pub enum Load {
         /// What is published.
         messages: Messages,
     },
+    /// They are in as many rooms as there are publishers, each of which publishes to one of them over its own socket, at
+    /// times that do not depend on the others.
+    Publishers {
+        /// How many.
+        publishers: u32,
+    },
     /// They are sent messages of their own, in turn, through another node than theirs where there is one.
     Emit {
         /// In flight at one time.
@@ -100,6 +106,12 @@ pub const EMIT_WINDOWS: [u32; 2] = [1, 64];
 pub const NODES: [u32; 4] = [1, 2, 3, 4];
 /// Numbers of rooms among which the same sockets are shared out.
 pub const ROOMS: [u32; 4] = [1, 10, 100, 1000];
+/// Sockets that publish at one time.
+pub const PUBLISHERS: [u32; 3] = [1, 2, 4];
+/// Messages of each of them in a second, and sockets in its room: far from what keeps two cores busy.
+pub const PUBLISHER_RATE: u32 = 100;
+/// See there.
+pub const PUBLISHER_SOCKETS: u32 = 250;
 /// Handshakes at one time.
 pub const CONCURRENCY: [u32; 4] = [1, 8, 64, 256];
 
@@ -133,7 +145,12 @@ impl Scale {
                 .iter()
                 .flat_map(|&rooms| WINDOWS.map(|window| Cell::rooms(rooms, window))),
         );
-        cells.extend(WINDOWS.map(Cell::bursts));
+        cells.extend(
+            [1, 2]
+                .iter()
+                .flat_map(|&nodes| WINDOWS.map(|window| Cell::bursts(nodes, window))),
+        );
+        cells.extend(PUBLISHERS.map(Cell::publishers));
         cells.extend(
             [1, 2]
                 .iter()
@@ -215,7 +232,8 @@ impl Scale {
     pub fn rounds(self, cell: &Cell) -> u32 {
         match (self, &cell.load) {
             (Self::Quick, _) => 1,
-            (Self::Full, Load::Bursts(_) | Load::Emit { window: 1 } | Load::Connect { .. }) => 7,
+            (Self::Full, Load::Bursts(_)) if cell.nodes == 1 => 7,
+            (Self::Full, Load::Emit { window: 1 } | Load::Connect { .. }) => 7,
             (Self::Full, _) => 3,
         }
     }
@@ -243,8 +261,8 @@ impl Cell {
         }
     }
 
-    /// The usual sockets and bytes on one node, in one room to which one of them publishes.
-    pub fn bursts(window: u32) -> Self {
+    /// The usual sockets and bytes, in one room to which one of them publishes.
+    pub fn bursts(nodes: u32, window: u32) -> Self {
         let messages = Messages {
             bytes: BYTES,
             window,
@@ -252,8 +270,18 @@ impl Cell {
         Self {
             load: Load::Bursts(messages),
             wire: Wire::Websocket,
-            nodes: 1,
+            nodes,
             sockets: SOCKETS,
+        }
+    }
+
+    /// So many sockets that publish at one time, on one node.
+    pub fn publishers(publishers: u32) -> Self {
+        Self {
+            load: Load::Publishers { publishers },
+            wire: Wire::Websocket,
+            nodes: 1,
+            sockets: PUBLISHER_SOCKETS * publishers,
         }
     }
 
@@ -296,6 +324,13 @@ impl Cell {
                 let members = sockets / rooms;
                 format!("unisono bench rooms --rooms {rooms} --members {members} {messages}")
             }
+            Load::Publishers { publishers } => {
+                let rate = PUBLISHER_RATE * publishers;
+                format!(
+                    "unisono bench rooms --rooms {publishers} --members {PUBLISHER_SOCKETS} --by socket --publishers \
+                     {publishers} --rate {rate} --bytes {BYTES}"
+                )
+            }
             Load::Emit { window } => {
                 format!("unisono bench emit --sockets {sockets} --window {window}")
             }
@@ -320,7 +355,7 @@ impl Cell {
 
     /// How long one round takes on two cores, about: for who waits, and to know a process that hangs.
     pub fn expected_time(&self, scale: Scale) -> Duration {
-        let sockets = Duration::from_micros(400) * self.sockets;
+        let sockets = Duration::from_micros(300) * self.sockets;
         let nodes = Duration::from_millis(600) * self.nodes;
         let run = match self.load {
             Load::Idle { hold, watch } => Duration::from_secs(hold + watch),
@@ -371,6 +406,10 @@ impl fmt::Display for Cell {
                 about(f, "rooms")?;
                 write!(f, " rooms={rooms}")?;
                 messages(f, sent)
+            }
+            Load::Publishers { publishers } => {
+                about(f, "publishers")?;
+                write!(f, " publishers={publishers}")
             }
             Load::Emit { window } => {
                 about(f, "emit")?;

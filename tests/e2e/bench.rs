@@ -107,6 +107,14 @@ async fn bench_publishes_by_a_socket_as_clients_do() {
     let metrics = sandbox.nodes[0].metrics().await;
     let published = metrics.get("unisono_publications_total{source=\"client\"}");
     assert_eq!(published, 600.0, "all by way of the first node");
+
+    let two = [&rooms[..], &["--publishers", "2"]].concat();
+    assert_whole(&report(&urls, &two), 300, 1_200);
+    for (node, before) in [(0, 600.0), (1, 0.0)] {
+        let metrics = sandbox.nodes[node].metrics().await;
+        let published = metrics.get("unisono_publications_total{source=\"client\"}");
+        assert_eq!(published, before + 150.0, "half by way of each node");
+    }
 }
 
 #[tokio::test]
@@ -553,6 +561,7 @@ async fn bench_says_what_it_cannot_do() {
         (&free, &["fanout", "--window", "9999"], 64, &["1..=1024"]),
         (&free, &["fanout", "--bytes", "3"], 64, &["39"]),
         (&free, &["fanout", "--sockets", "0"], 64, &["--sockets"]),
+        (&free, &["rooms", "--publishers", "2"], 64, &["--by socket"]),
         (&free, &[], 64, &["fanout"]),
     ];
     for (url, args, status, parts) in cases {

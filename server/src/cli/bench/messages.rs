@@ -13,7 +13,7 @@ use super::bare::{self, OTHER_FILES, Spent, Writing};
 use super::frames::wire_bytes;
 use super::load::{Load, Run, Targets};
 use super::nodes::{Nodes, Reached, busiest, spent, want_files};
-use super::publisher::{By, Publisher};
+use super::publisher::{Publisher, Publishing};
 use super::report::{Cost, Report, round};
 use super::tally::{SEEN_MIN, Tally, histogram, record};
 use super::{Place, some};
@@ -24,9 +24,8 @@ pub struct Fanout {
     /// Sockets in the room
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = some())]
     sockets: u32,
-    /// Who publishes
-    #[arg(long, value_enum, default_value_t = By::Http)]
-    by: By,
+    #[command(flatten)]
+    publishing: Publishing,
     #[command(flatten)]
     course: Course,
 }
@@ -51,9 +50,8 @@ pub struct Rooms {
     /// Sockets in each of them
     #[arg(long, default_value_t = 10, value_name = "M", value_parser = some())]
     members: u32,
-    /// Who publishes
-    #[arg(long, value_enum, default_value_t = By::Http)]
-    by: By,
+    #[command(flatten)]
+    publishing: Publishing,
     #[command(flatten)]
     course: Course,
 }
@@ -80,8 +78,8 @@ struct Shape {
 }
 
 enum Against {
-    /// For messages to rooms: a bare loop that writes as much.
-    Loop { by: By },
+    /// For messages to rooms, published by so many sockets: a bare loop that writes as much.
+    Loop { publishers: u32 },
     /// For messages to sockets: requests that do nothing, to the nodes and over that NATS server.
     Requests { nats: Option<String> },
 }
@@ -111,7 +109,9 @@ impl Fanout {
             rooms: vec![self.course.place.room()],
             members: self.sockets,
             window: 16,
-            against: Against::Loop { by: self.by },
+            against: Against::Loop {
+                publishers: self.publishing.sockets()?,
+            },
         };
         self.course.run(shape, stop).await
     }
@@ -138,7 +138,9 @@ impl Rooms {
             rooms: (0..self.rooms).map(|i| format!("{room}/{i}")).collect(),
             members: self.members,
             window: 16,
-            against: Against::Loop { by: self.by },
+            against: Against::Loop {
+                publishers: self.publishing.sockets()?,
+            },
         };
         self.course.run(shape, stop).await
     }
@@ -153,15 +155,20 @@ impl Course {
         } = self;
         let sockets = shape.rooms.len() as u64 * u64::from(shape.members);
         let window = load.window(shape.window);
-        want_files(sockets + u64::from(window.unwrap_or(SEEN_MIN)) + OTHER_FILES)?;
+        let publishers = match shape.against {
+            Against::Loop { publishers } => publishers,
+            Against::Requests { .. } => 0,
+        };
+        let waiting = u64::from(window.unwrap_or(SEEN_MIN));
+        want_files(sockets + u64::from(publishers) + waiting + OTHER_FILES)?;
         let nodes = Rc::new(reached.reach().await?);
         let run = Run::new(Rc::clone(&nodes), stop.clone());
         let members = run.join(&shape.rooms, shape.members).await?;
 
         let mut floor = None;
         let targets = match shape.against {
-            Against::Loop { by } => {
-                let publisher = Publisher::start(by, &run, &shape.rooms[0]).await?;
+            Against::Loop { publishers } => {
+                let publisher = Publisher::start(publishers, &run, &shape.rooms).await?;
                 Targets::Rooms(shape.rooms, publisher)
             }
             Against::Requests { nats } => {

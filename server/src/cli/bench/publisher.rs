@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
@@ -14,23 +14,34 @@ use super::frames::masked;
 use super::load::Run;
 use super::nodes::Nodes;
 use super::socket::{Incoming, Socket};
+use super::some;
 use crate::cli::outcome::Failure;
 use crate::websocket::Opcode;
 
 /// Who publishes.
+#[derive(Args, Clone, Copy)]
+pub struct Publishing {
+    /// Who publishes
+    #[arg(long, value_enum, default_value_t = By::Http)]
+    by: By,
+    /// How many sockets publish, in turn, with --by socket
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = some())]
+    publishers: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum By {
+enum By {
     /// Requests of HTTP, to all nodes in turn, as an application's
     Http,
-    /// One more socket of the room (of the first, where there are many), on the first node, as a client. What is in
-    /// flight it sends in one piece. Mind sockets.message_rate
+    /// More sockets of the rooms, one if no more are asked for, on all nodes in turn, as clients. What is in flight each
+    /// sends in one piece. Mind sockets.message_rate
     Socket,
 }
 
 /// Publishes to rooms.
 pub enum Publisher {
     Http,
-    Socket(Rc<Talker>),
+    Sockets(Vec<Rc<Talker>>),
 }
 
 /// A socket that sends, and waits for answers.
@@ -55,17 +66,36 @@ struct Answer<'a> {
 const ACK: &str = "unisono:ack";
 const ERROR: &str = "unisono:error";
 
-impl Publisher {
-    /// One that is there until the run ends.
-    pub async fn start(by: By, run: &Rc<Run>, room: &str) -> Result<Self, Failure> {
-        if by == By::Http {
-            return Ok(Self::Http);
+impl Publishing {
+    /// Sockets that do.
+    pub fn sockets(self) -> Result<u32, Failure> {
+        match (self.by, self.publishers) {
+            (By::Socket, publishers) => Ok(publishers),
+            (By::Http, 1) => Ok(0),
+            (By::Http, _) => Err(Failure::Usage(
+                "--publishers are sockets: give --by socket, too".to_owned(),
+            )),
         }
-        let entrance = run.nodes.entrances[0].for_websocket();
-        let (socket, _) = entrance.join(room, &run.buffer).await?;
-        let talker = Rc::new(Talker::default());
-        run.keep_talking(Rc::clone(&talker), socket);
-        Ok(Self::Socket(talker))
+    }
+}
+
+impl Publisher {
+    /// One that is there until the run ends, with so many sockets; with none, over HTTP.
+    pub async fn start(sockets: u32, run: &Rc<Run>, rooms: &[String]) -> Result<Self, Failure> {
+        let mut talkers = Vec::new();
+        let entrances = run.nodes.entrances.iter().cycle();
+        let places = entrances.zip(rooms.iter().cycle());
+        for (entrance, room) in places.take(sockets as usize) {
+            let entrance = entrance.for_websocket();
+            let (socket, _) = entrance.join(room, &run.buffer).await?;
+            let talker = Rc::new(Talker::default());
+            run.keep_talking(Rc::clone(&talker), socket);
+            talkers.push(talker);
+        }
+        Ok(match talkers.is_empty() {
+            true => Self::Http,
+            false => Self::Sockets(talkers),
+        })
     }
 
     /// Publishes, and waits until a node has taken it.
@@ -86,7 +116,8 @@ impl Publisher {
                     false => Err(Failure::Failed(format!("the node answers {answer}"))),
                 }
             }
-            Self::Socket(talker) => {
+            Self::Sockets(talkers) => {
+                let talker = &talkers[(number % talkers.len() as u64) as usize];
                 let data = json!({ "room": room, "event": "m", "data": text });
                 talker.ask("unisono:publish", &data).await
             }
