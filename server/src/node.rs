@@ -189,7 +189,6 @@ impl Handler<Occupied> for Node {
     type Result = ();
 
     fn handle(&mut self, Occupied { room, worker }: Occupied, _: &mut Context<Self>) {
-        self.flush();
         let entry = self.rooms.entry(room.clone()).or_default();
         let first = entry.workers == 0;
         entry.workers |= 1 << worker;
@@ -209,7 +208,6 @@ impl Handler<Vacated> for Node {
     type Result = ();
 
     fn handle(&mut self, Vacated { room, worker }: Vacated, _: &mut Context<Self>) {
-        self.flush();
         if let Some(entry) = self.rooms.get_mut(&room) {
             entry.workers &= !(1 << worker);
             if entry.workers == 0 {
@@ -418,22 +416,21 @@ impl Node {
             span,
             ..
         } = publish;
-        if let Report::Here = report {
-            return;
-        }
         let cluster = &self.shared.cluster;
-        let (publication, permit) = self.outward(&delivery);
+        let publish = || {
+            let (publication, permit) = self.outward(&delivery);
+            cluster.publish(publication, Some(permit))
+        };
         match report {
             Report::Here => {}
-            Report::None => {
-                left(span, cluster.publish(publication, Some(permit)));
-            }
+            Report::None => left(span, publish()),
             Report::Sent(reply) => {
-                let sent = cluster.publish(publication, Some(permit));
+                let sent = publish();
                 left(span, sent);
                 let _ = reply.send(sent);
             }
             Report::Confirmed(reply) => {
+                let (publication, permit) = self.outward(&delivery);
                 let confirmed = cluster.publish_confirmed(publication, permit);
                 actix_rt::spawn(async move {
                     let confirmed = confirmed.await;

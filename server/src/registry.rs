@@ -2,7 +2,7 @@
 //! order; it wakes sessions at the times that they asked for.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -112,8 +112,9 @@ pub struct Drain(pub Duration);
 #[rtype(result = "()")]
 struct GoOn;
 
-/// Something for sockets, after what their rooms have to deliver.
+/// Something for sockets, after what their rooms have to deliver; and what comes to rooms after that.
 enum Later {
+    Room(Arc<Delivery>),
     Broadcast(Arc<Delivery>),
     Act(Ask),
 }
@@ -131,7 +132,7 @@ pub struct Registry {
     sockets: HashMap<SocketId, Socket>,
     /// Rooms may have something that their members were not handed yet.
     rooms_at_work: bool,
-    later: Vec<Later>,
+    later: VecDeque<Later>,
     users: HashMap<UserName, HashSet<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
     wakes: DelayQueue<SocketId>,
@@ -333,10 +334,15 @@ impl Handler<Deliver> for Registry {
 impl Handler<GoOn> for Registry {
     type Result = ();
 
-    fn handle(&mut self, GoOn: GoOn, _: &mut Context<Self>) {
+    fn handle(&mut self, GoOn: GoOn, ctx: &mut Context<Self>) {
         self.rooms_at_work = false;
-        for later in std::mem::take(&mut self.later) {
+        while let Some(later) = self.later.pop_front() {
             match later {
+                Later::Room(delivery) => self.hand_to_room(delivery),
+                later if self.rooms_at_work => {
+                    self.later.push_front(later);
+                    return go_on(ctx);
+                }
                 Later::Broadcast(delivery) => self.broadcast(&delivery),
                 Later::Act(ask) => self.answer_ask(ask),
             }
@@ -375,24 +381,36 @@ impl Handler<Ask> for Registry {
     }
 }
 
+/// A worker's tasks take turns in the order in which they were woken: the rooms come before this.
+fn go_on(ctx: &Context<Registry>) {
+    let registry = ctx.address();
+    actix_rt::spawn(async move { registry.do_send(GoOn) });
+}
+
 impl Registry {
     fn deliver(&mut self, delivery: Arc<Delivery>, ctx: &mut Context<Self>) {
         if self.shared.tails.on() {
             self.show_delivery(&delivery);
         }
         match &delivery.publication().to {
-            Audience::Room(name) => {
-                let now = Instant::now();
-                let Some(entry) = self.rooms.get(name) else {
-                    return;
-                };
-                let once = delivery.once().map(|send| self.once.get(send, now));
-                entry.addr.do_send(room::Deliver { delivery, once });
-                self.rooms_at_work = true;
-            }
+            Audience::Room(_) if !self.later.is_empty() => self.wait(Later::Room(delivery), ctx),
+            Audience::Room(_) => self.hand_to_room(delivery),
             Audience::Everyone if self.must_wait() => self.wait(Later::Broadcast(delivery), ctx),
             Audience::Everyone => self.broadcast(&delivery),
         }
+    }
+
+    fn hand_to_room(&mut self, delivery: Arc<Delivery>) {
+        let Audience::Room(name) = &delivery.publication().to else {
+            return;
+        };
+        let now = Instant::now();
+        let Some(entry) = self.rooms.get(name) else {
+            return;
+        };
+        let once = delivery.once().map(|send| self.once.get(send, now));
+        entry.addr.do_send(room::Deliver { delivery, once });
+        self.rooms_at_work = true;
     }
 
     /// Whether what goes straight to sockets has to wait, so that it does not overtake what was published to
@@ -403,11 +421,9 @@ impl Registry {
 
     fn wait(&mut self, later: Later, ctx: &mut Context<Self>) {
         if self.later.is_empty() {
-            // A worker's tasks take turns in the order in which they were woken: the rooms come before this.
-            let registry = ctx.address();
-            actix_rt::spawn(async move { registry.do_send(GoOn) });
+            go_on(ctx);
         }
-        self.later.push(later);
+        self.later.push_back(later);
     }
 
     fn broadcast(&self, delivery: &Delivery) {
@@ -538,7 +554,7 @@ impl Registry {
             node,
             sockets: HashMap::new(),
             rooms_at_work: false,
-            later: Vec::new(),
+            later: VecDeque::new(),
             users: HashMap::new(),
             rooms: HashMap::new(),
             wakes: DelayQueue::new(),

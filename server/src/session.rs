@@ -283,6 +283,7 @@ impl Actor for Session {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
+        self.hand_over();
         let mut end = Close::GONE;
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.

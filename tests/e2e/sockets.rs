@@ -656,6 +656,32 @@ async fn closed_sockets_leave_no_file_descriptors_behind() {
     .await;
 }
 
+#[tokio::test]
+async fn what_goes_to_everybody_and_to_rooms_comes_in_order() {
+    let node = Node::config("alone").arg("--set=workers=2").start().await;
+    let mut members = vec![];
+    for _ in 0..8 {
+        members.push(node.client("/x").await);
+    }
+    for round in 0..20 {
+        let sends = (0..40).map(|n| {
+            let data = json!([round, n]);
+            match n % 4 {
+                0 | 1 => json!({"publish": {"room": "/x", "event": "m", "data": data}}),
+                2 => json!({"broadcast": {"event": "m", "data": data}}),
+                _ => json!({"emit": {"to": members[0].id, "event": "m", "data": data}}),
+            }
+        });
+        let batch = Value::Array(sends.collect());
+        node.api().post("batch", batch).await.ok();
+        for (nth, member) in members.iter_mut().enumerate() {
+            for n in (0..40).filter(|n| n % 4 != 3 || nth == 0) {
+                assert_eq!(member.expect("m").await.data, json!([round, n]));
+            }
+        }
+    }
+}
+
 const QUICK_PINGS: &str = "[sockets]\nping_interval = \"200ms\"\npong_timeout = \"200ms\"";
 
 #[tokio::test]
