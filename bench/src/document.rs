@@ -309,7 +309,7 @@ fn publishers(results: &Results) -> String {
         .into();
     let header = ["publishers", "p50", "p99", "max", "CPU per delivery"];
     format!(
-        "Several publish at one time, each over its own socket {PUBLISHER_RATE} times a second to {PUBLISHER_SOCKETS} sockets in a room \
+        "Several publish at the same times, each over its own socket {PUBLISHER_RATE} times a second to {PUBLISHER_SOCKETS} sockets in a room \
          of its own, on one node: µs from when a message was due until a socket has it.\n\n{}",
         table(header, &rows)
     )

@@ -36,8 +36,8 @@ pub enum Load {
         /// What is published.
         messages: Messages,
     },
-    /// They are in as many rooms as there are publishers, each of which publishes to one of them over its own socket, at
-    /// times that do not depend on the others.
+    /// They are in as many rooms as there are publishers, each of which publishes to one of them over its own socket, all
+    /// at the same times.
     Publishers {
         /// How many.
         publishers: u32,

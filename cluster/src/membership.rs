@@ -71,13 +71,13 @@ impl Membership {
         self.missing.remove(&id).is_some() || up
     }
 
-    /// Takes out those that are gone: they were not heard of for too long.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+    /// Takes out those that are gone: they were not heard of for too long. Says of each whether it was up until now.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(NodeId, bool)> {
         let silent = |heard: Instant| now.duration_since(heard) > self.timeout;
         let peers = self.peers.extract_if(|_, (_, heard)| silent(*heard));
-        let peers = peers.map(|(id, _)| id);
+        let peers = peers.map(|(id, _)| (id, true));
         let missing = self.missing.extract_if(|_, heard| silent(*heard));
-        peers.chain(missing.map(|(id, _)| id)).collect()
+        peers.chain(missing.map(|(id, _)| (id, false))).collect()
     }
 
     /// After an outage of the bus: nobody could be heard, so nobody is to blame for silence.
@@ -182,7 +182,7 @@ mod tests {
         assert!(table.heard(two, heartbeat(), start));
         assert!(!table.heard(two, heartbeat(), start + timeout));
         let later = start + timeout + Duration::from_millis(1);
-        assert_eq!(table.expire(later), [one]);
+        assert_eq!(table.expire(later), [(one, true)]);
         assert_eq!(table.ids().collect::<Vec<_>>(), [two]);
         table.forgive(later + timeout);
         assert!(table.expire(later + timeout).is_empty());
@@ -203,7 +203,7 @@ mod tests {
         assert!(table.expire(start + timeout).is_empty());
         assert!(table.heard(two, heartbeat(), start + timeout), "up again");
         let later = start + timeout + Duration::from_millis(1);
-        assert_eq!(table.expire(later), [one]);
+        assert_eq!(table.expire(later), [(one, false)]);
         assert!(table.miss(two) && table.leave(two) && !table.leave(two));
         assert_eq!(table.ids_not_gone().count(), 0);
     }

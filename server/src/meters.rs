@@ -17,9 +17,7 @@ use proto::envelope::Status;
 use proto::{Close, UserName};
 
 use table::{CODES, HANDSHAKES};
-pub use threads::THREADS;
-#[cfg(target_os = "linux")]
-use threads::{Thread, cpu_seconds};
+use threads::Threads;
 
 /// Where a publication came into the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +36,7 @@ pub enum Source {
 pub struct Meters {
     prometheus: PrometheusHandle,
     process: Collector,
-    /// Where the node actor runs.
-    #[cfg(target_os = "linux")]
-    node: Thread,
+    threads: Threads,
     tallies: Box<[Arc<Tally>]>,
     publications: [AtomicU64; Source::ALL.len()],
     users: Users,
@@ -96,8 +92,7 @@ static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 // === impl Meters ===
 
 impl Meters {
-    /// Makes every metric known, at zero, before anything is counted. Must be called in an actix system, on the thread of
-    /// the node actor.
+    /// Makes every metric known, at zero, before anything is counted. Must be called in an actix system.
     pub fn start(workers: usize) -> anyhow::Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?;
@@ -110,7 +105,6 @@ impl Meters {
         let process = Collector::default();
         process.describe();
         table::register();
-        metrics::gauge!("unisono_workers").set(workers as f64);
         let upkeep = prometheus.clone();
         actix_rt::spawn(async move {
             loop {
@@ -121,8 +115,7 @@ impl Meters {
         Ok(Self {
             prometheus: prometheus.clone(),
             process,
-            #[cfg(target_os = "linux")]
-            node: Thread::current(),
+            threads: Threads::default(),
             tallies: (0..workers).map(|_| Arc::default()).collect(),
             publications: Default::default(),
             users: Users::default(),
@@ -132,6 +125,11 @@ impl Meters {
     /// The counts of one worker.
     pub fn tally(&self, worker: usize) -> &Arc<Tally> {
         &self.tallies[worker]
+    }
+
+    /// The CPU time of the thread that calls this is told from now on, by that name.
+    pub fn enter(&self, thread: impl Into<String>) {
+        self.threads.enter(thread.into());
     }
 
     /// A publication came in.
@@ -183,8 +181,7 @@ impl Meters {
         metrics::gauge!("unisono_queue_bytes").set(queue_bytes as f64);
         metrics::gauge!("unisono_users").set(self.users.len() as f64);
         self.process.collect();
-        #[cfg(target_os = "linux")]
-        for (thread, seconds) in cpu_seconds(self.node).into_iter().flatten() {
+        for (thread, seconds) in self.threads.cpu_seconds() {
             let name = "unisono_thread_cpu_seconds_total";
             metrics::gauge!(name, "thread" => thread).set(seconds);
         }

@@ -219,6 +219,9 @@ impl Server {
             once: AtomicU64::new(1),
             bus_away: Mutex::new(None),
         });
+        shared.meters.enter("node");
+        let entering = Arc::clone(&shared);
+        outside.spawn(async move { entering.meters.enter("outside") });
         let node_context = Context::new();
         let node = node_context.address();
         let mut running = Vec::new();
@@ -238,6 +241,7 @@ impl Server {
         let _ = late.set(unisono.clone());
         let serving = unisono.clone();
         threads.run_bus(
+            Arc::clone(&unisono.shared),
             cluster_node,
             nats.map(|nats| NatsConfig {
                 client_name: format!("unisono {node_id}"),
@@ -385,12 +389,13 @@ impl Threads {
     /// Runs the node's side of the bus.
     fn run_bus(
         &self,
+        shared: Arc<Shared>,
         node: cluster::Node,
         nats: Option<NatsConfig>,
         serve: impl Fn(Call) + Send + 'static,
     ) -> io::Result<()> {
         match self {
-            Self::Own => run_bus(node, nats, serve),
+            Self::Own => run_bus(shared, node, nats, serve),
             #[cfg(feature = "counting")]
             Self::Callers(hub) => {
                 actix_rt::spawn(node.run(hub.connect(), serve));
@@ -402,6 +407,7 @@ impl Threads {
 
 /// Runs the node's side of the bus on a thread of its own.
 fn run_bus(
+    shared: Arc<Shared>,
     node: cluster::Node,
     nats: Option<NatsConfig>,
     serve: impl Fn(Call) + Send + 'static,
@@ -422,6 +428,7 @@ fn run_bus(
     std::thread::Builder::new()
         .name("bus".to_owned())
         .spawn(move || {
+            shared.meters.enter("bus");
             let local = tokio::task::LocalSet::new();
             let body = std::panic::AssertUnwindSafe(|| local.block_on(&runtime, run()));
             let _ = std::panic::catch_unwind(body);

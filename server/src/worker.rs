@@ -49,6 +49,7 @@ pub async fn start(
     let (registry_sender, registry) = oneshot::channel();
     let (open, opening) = oneshot::channel::<Opening>();
     let run = async move || {
+        shared.meters.enter(format!("worker-{index}"));
         let registry = Registry::new(index, Arc::clone(&shared), node).start();
         let _ = registry_sender.send(registry.clone());
         let Ok((unisono, listeners)) = opening.await else {

@@ -545,8 +545,9 @@ impl<B: Bus> Core<B> {
     }
 
     async fn left(&mut self, peer: NodeId) {
+        let up = self.membership.knows(peer);
         if self.membership.leave(peer) {
-            info!(node = %peer, why = "said goodbye", "node down");
+            log_gone(peer, up, "said goodbye");
             // It has seen to its sockets itself.
             self.forget(peer, |turn| !turn.is_of_a_socket()).await;
         }
@@ -644,8 +645,8 @@ impl<B: Bus> Core<B> {
             self.probe_server(number);
         }
         if self.link.state() == LinkState::Connected {
-            for peer in self.membership.expire(now) {
-                info!(node = %peer, why = "silent for too long", "node down");
+            for (peer, up) in self.membership.expire(now) {
+                log_gone(peer, up, "silent for too long");
                 self.wait_no_more(peer);
                 self.forget(peer, |_| true).await;
             }
@@ -824,6 +825,14 @@ impl<B: Bus> Core<B> {
     /// The host takes events as they come and waits for nothing of this thread's.
     async fn emit(&self, event: Event) {
         let _ = self.events.send(event).await;
+    }
+}
+
+/// Of one that was missed it is in the log already that it is down.
+fn log_gone(node: NodeId, up: bool, why: &str) {
+    match up {
+        true => info!(%node, why, "node down"),
+        false => info!(%node, why, "node gone"),
     }
 }
 

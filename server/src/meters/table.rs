@@ -2,8 +2,6 @@
 
 use metrics::Unit;
 
-use super::threads::THREADS;
-
 /// One metric.
 pub struct Metric {
     /// Its name.
@@ -158,9 +156,8 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_bus_late_total", Unit::Count, "Messages of a node that came after it had gone on over another connection and had told that they are lost"),
     counter("unisono_bus_overflows_total", Unit::Count, "Times that this node read from NATS too slowly and missed something"),
 
-    gauge("unisono_workers", Unit::Count, "Worker threads"),
-    counter("unisono_thread_cpu_seconds_total", Unit::Seconds, "CPU time of the thread of the node actor, of that of the bus, of all workers, and of the one that speaks to applications; on Linux")
-        .by("thread", &THREADS)
+    counter("unisono_thread_cpu_seconds_total", Unit::Seconds, "CPU time of the thread of the node actor, of the bus, of each worker, and of the one that speaks to applications; on Linux")
+        .by("thread", &["node", "bus", "worker-0 and so on", "outside"])
         .where_configured(),
 
     counter("unisono_handlers_total", Unit::Count, "Calls of handlers in Rust")

@@ -277,7 +277,8 @@ impl Run {
             None => load.duration.as_millis() as u64,
         };
         let bar = progress("sending", length);
-        let mut due = load.rate.map(|rate| pace(begin, rate));
+        let at_one_time = targets.at_one_time();
+        let mut due = load.rate.map(|rate| pace(begin, rate, at_one_time));
         let mut number = 0;
         loop {
             let done = match load.messages {
@@ -296,7 +297,10 @@ impl Run {
             if may {
                 let at = match load.rate {
                     None => begin.elapsed(),
-                    Some(rate) => Duration::from_secs_f64(number as f64 / rate),
+                    Some(rate) => {
+                        let before = number / at_one_time * at_one_time;
+                        Duration::from_secs_f64(before as f64 / rate)
+                    }
                 };
                 self.send_one(number, at, load, &filler, &targets);
                 number += 1;
@@ -394,10 +398,19 @@ impl Run {
 }
 
 impl Targets {
+    /// Messages that are due at one time.
+    fn at_one_time(&self) -> u64 {
+        match self {
+            Self::Rooms(_, publisher) => publisher.at_one_time(),
+            Self::Sockets(_) => 1,
+        }
+    }
+
     async fn send(&self, number: u64, text: String, nodes: &Nodes) -> Result<(), Failure> {
         match self {
             Self::Rooms(rooms, publisher) => {
-                let room = &rooms[(number % rooms.len() as u64) as usize];
+                let nth = (number % rooms.len() as u64) as usize;
+                let room = (nth, rooms[nth].as_str());
                 publisher.publish(number, room, text, nodes).await
             }
             Self::Sockets(sockets) => {
@@ -417,12 +430,14 @@ impl Targets {
     }
 }
 
-/// How many messages are due by now, told by a thread of its own: tokio's clock goes by milliseconds.
-fn pace(begin: Instant, rate: f64) -> watch::Receiver<u64> {
+/// How many messages are due by now, so many at one time, told by a thread of its own: tokio's clock goes by
+/// milliseconds.
+fn pace(begin: Instant, rate: f64, at_one_time: u64) -> watch::Receiver<u64> {
     let (tell, due) = watch::channel(0);
     thread::spawn(move || {
         loop {
-            let count = (begin.elapsed().as_secs_f64() * rate) as u64 + 1;
+            let gone = (begin.elapsed().as_secs_f64() * rate) as u64;
+            let count = (gone / at_one_time + 1) * at_one_time;
             if tell.send(count).is_err() {
                 return;
             }

@@ -13,7 +13,7 @@ use super::bare::{self, OTHER_FILES, Spent, Writing};
 use super::frames::wire_bytes;
 use super::load::{Load, Run, Targets};
 use super::nodes::{Nodes, Reached, busiest, spent, want_files};
-use super::publisher::{Publisher, Publishing};
+use super::publisher::{By, Publisher};
 use super::report::{Cost, Report, round};
 use super::tally::{SEEN_MIN, Tally, histogram, record};
 use super::{Place, some};
@@ -24,8 +24,9 @@ pub struct Fanout {
     /// Sockets in the room
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = some())]
     sockets: u32,
-    #[command(flatten)]
-    publishing: Publishing,
+    /// Who publishes
+    #[arg(long, value_enum, default_value_t = By::Http)]
+    by: By,
     #[command(flatten)]
     course: Course,
 }
@@ -50,8 +51,13 @@ pub struct Rooms {
     /// Sockets in each of them
     #[arg(long, default_value_t = 10, value_name = "M", value_parser = some())]
     members: u32,
-    #[command(flatten)]
-    publishing: Publishing,
+    /// Who publishes
+    #[arg(long, value_enum, default_value_t = By::Http)]
+    by: By,
+    /// How many sockets publish, with --by socket: each to rooms of its own, on all nodes in turn, and with --rate at one
+    /// time
+    #[arg(long, value_name = "N", value_parser = some())]
+    publishers: Option<u32>,
     #[command(flatten)]
     course: Course,
 }
@@ -110,7 +116,7 @@ impl Fanout {
             members: self.sockets,
             window: 16,
             against: Against::Loop {
-                publishers: self.publishing.sockets()?,
+                publishers: u32::from(self.by == By::Socket),
             },
         };
         self.course.run(shape, stop).await
@@ -131,6 +137,19 @@ impl Emit {
 }
 
 impl Rooms {
+    /// Sockets that publish.
+    fn publishers(&self) -> Result<u32, Failure> {
+        let wrong = |why: &str| Err(Failure::Usage(format!("--publishers: {why}")));
+        match (self.by, self.publishers) {
+            (By::Http, None) => Ok(0),
+            (By::Http, Some(_)) => wrong("they are sockets, so give --by socket, too"),
+            (By::Socket, Some(sockets)) if sockets > self.rooms => {
+                wrong("there are fewer --rooms, and each publishes to rooms of its own")
+            }
+            (By::Socket, sockets) => Ok(sockets.unwrap_or(1)),
+        }
+    }
+
     pub async fn run(self, stop: CancellationToken) -> Outcome {
         let room = self.course.place.room();
         let shape = Shape {
@@ -139,7 +158,7 @@ impl Rooms {
             members: self.members,
             window: 16,
             against: Against::Loop {
-                publishers: self.publishing.sockets()?,
+                publishers: self.publishers()?,
             },
         };
         self.course.run(shape, stop).await

@@ -1,5 +1,6 @@
 //! The nodes that are measured: their APIs, where their sockets are opened, and what they say of themselves.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,7 +13,6 @@ use crate::cli::connection::{self, Api, Connections};
 use crate::cli::files;
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
-use crate::meters::THREADS;
 
 #[derive(Args)]
 pub struct Reached {
@@ -73,8 +73,8 @@ pub struct Reading {
 struct Process {
     /// When it began: another in its place says another time.
     start: f64,
-    /// CPU of its threads, in seconds, and how many threads share it; none where the node does not say.
-    threads: Vec<Option<(f64, f64)>>,
+    /// CPU of its threads, in seconds; none where the node does not say.
+    threads: HashMap<String, f64>,
 }
 
 impl Reached {
@@ -144,7 +144,7 @@ impl Nodes {
             all.sockets += read("unisono_sockets")?;
             all.processes.push(Process {
                 start: read("process_start_time_seconds")?,
-                threads: THREADS.iter().map(|thread| share(&text, thread)).collect(),
+                threads: threads(&text),
             });
         }
         Some(all)
@@ -158,9 +158,9 @@ pub fn spent(before: Option<&Reading>, after: Option<&Reading>) -> Option<Durati
     before.are_of_the_same(after).then_some(cpu)
 }
 
-/// The kind of threads of one node that had least time to spare between two readings, and how much of it they were
-/// busy; none where the nodes do not say.
-pub fn busiest(before: Option<&Reading>, after: Option<&Reading>) -> Option<(&'static str, f64)> {
+/// The thread of one node that had least time to spare between two readings, and how much of it it was busy; none where
+/// the nodes do not say.
+pub fn busiest(before: Option<&Reading>, after: Option<&Reading>) -> Option<(String, f64)> {
     let (before, after) = (before?, after?);
     if !before.are_of_the_same(after) {
         return None;
@@ -168,10 +168,9 @@ pub fn busiest(before: Option<&Reading>, after: Option<&Reading>) -> Option<(&'s
     let time = after.at.duration_since(before.at).as_secs_f64();
     let both = before.processes.iter().zip(&after.processes);
     let shares = both.flat_map(|(before, after)| {
-        let threads = before.threads.iter().zip(&after.threads).zip(THREADS);
-        threads.filter_map(move |((before, after), thread)| {
-            let ((before, _), (after, threads)) = ((*before)?, (*after)?);
-            Some((thread, (after - before) / threads / time.max(1e-9)))
+        after.threads.iter().filter_map(move |(thread, after)| {
+            let spent = after - before.threads.get(thread)?;
+            Some((thread.clone(), spent / time.max(1e-9)))
         })
     });
     shares.max_by(|(_, a), (_, b)| a.total_cmp(b))
@@ -191,21 +190,21 @@ impl Reading {
 pub const NO_CPU: &str = "no CPU of the nodes: /metrics is not at --url, or not always of the same process (a load balancer, a \
      restart). Name with --metrics-url where it is";
 
-/// CPU of such threads, in seconds, and how many there are.
-fn share(text: &str, thread: &str) -> Option<(f64, f64)> {
-    let name = format!("unisono_thread_cpu_seconds_total{{thread=\"{thread}\"}}");
-    let threads = match thread {
-        "worker" => value(text, "unisono_workers")?,
-        _ => 1.0,
-    };
-    Some((value(text, &name)?, threads))
+/// CPU of each thread, in seconds.
+fn threads(text: &str) -> HashMap<String, f64> {
+    let threads = text.lines().filter_map(|line| {
+        let labeled = line.strip_prefix("unisono_thread_cpu_seconds_total{thread=\"")?;
+        let (thread, seconds) = labeled.split_once("\"} ")?;
+        Some((thread.to_owned(), seconds.parse().ok()?))
+    });
+    threads.collect()
 }
 
-/// A metric, or the sum of it over its labels.
+/// The sum of a metric over its labels.
 fn value(text: &str, name: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| {
         let (head, value) = line.rsplit_once(' ')?;
-        let named = head == name || head.split('{').next() == Some(name);
+        let named = head.split('{').next() == Some(name);
         named.then(|| value.parse::<f64>().ok())?
     });
     values.reduce(|sum, value| sum + value)
@@ -235,42 +234,45 @@ mod tests {
         assert_eq!(value(text, "unisono_socket"), None);
     }
 
-    fn reading(cpu: u64, start: f64, threads: Vec<Option<(f64, f64)>>) -> Reading {
+    fn reading(cpu: u64, start: f64, text: &str) -> Reading {
         Reading {
             cpu: Duration::from_secs(cpu),
             resident_bytes: 0.0,
             sockets: 0.0,
             at: Instant::now(),
-            processes: vec![Process { start, threads }],
+            processes: vec![Process {
+                start,
+                threads: threads(text),
+            }],
         }
     }
 
     #[test]
     fn cpu_of_another_process_is_none() {
-        let before = reading(1, 5.0, vec![]);
+        let before = reading(1, 5.0, "");
         let spent = |after: Reading| spent(Some(&before), Some(&after));
-        assert_eq!(spent(reading(3, 5.0, vec![])), Some(Duration::from_secs(2)));
-        assert_eq!(spent(reading(3, 6.0, vec![])), None);
-        assert_eq!(spent(reading(0, 5.0, vec![])), None);
+        assert_eq!(spent(reading(3, 5.0, "")), Some(Duration::from_secs(2)));
+        assert_eq!(spent(reading(3, 6.0, "")), None);
+        assert_eq!(spent(reading(0, 5.0, "")), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn workers_are_busy_together() {
-        let cpu = |node, bus, workers| {
-            let text = format!(
-                "unisono_workers 4\nunisono_thread_cpu_seconds_total{{thread=\"node\"}} {node}\n\
+    async fn the_busiest_thread_had_least_time_to_spare() {
+        let cpu = |node, bus, worker| {
+            format!(
+                "# TYPE unisono_thread_cpu_seconds_total counter\n\
+                 unisono_thread_cpu_seconds_total{{thread=\"node\"}} {node}\n\
                  unisono_thread_cpu_seconds_total{{thread=\"bus\"}} {bus}\n\
-                 unisono_thread_cpu_seconds_total{{thread=\"worker\"}} {workers}\n"
-            );
-            let shares = THREADS.iter().map(|thread| share(&text, thread));
-            reading(0, 5.0, shares.collect())
+                 unisono_thread_cpu_seconds_total{{thread=\"worker-0\"}} {worker}\n"
+            )
         };
-        let before = cpu(1.0, 1.0, 10.0);
+        let before = reading(0, 5.0, &cpu(1.0, 1.0, 10.0));
         tokio::time::advance(Duration::from_secs(10)).await;
-        let busy = |after| busiest(Some(&before), Some(&after));
-        assert_eq!(busy(cpu(2.0, 6.0, 26.0)), Some(("bus", 0.5)));
-        assert_eq!(busy(cpu(2.0, 6.0, 34.0)), Some(("worker", 0.6)));
-        assert_eq!(busy(reading(0, 5.0, vec![None; 4])), None);
-        assert_eq!(busy(reading(0, 6.0, vec![Some((1.0, 1.0)); 4])), None);
+        let busy = |start, text: &str| busiest(Some(&before), Some(&reading(0, start, text)));
+        let is = |thread: &str, share| Some((thread.to_owned(), share));
+        assert_eq!(busy(5.0, &cpu(2.0, 6.0, 11.0)), is("bus", 0.5));
+        assert_eq!(busy(5.0, &cpu(2.0, 6.0, 16.0)), is("worker-0", 0.6));
+        assert_eq!(busy(5.0, ""), None);
+        assert_eq!(busy(6.0, &cpu(2.0, 6.0, 16.0)), None, "another process");
     }
 }

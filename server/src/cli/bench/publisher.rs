@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
@@ -14,27 +14,16 @@ use super::frames::masked;
 use super::load::Run;
 use super::nodes::Nodes;
 use super::socket::{Incoming, Socket};
-use super::some;
 use crate::cli::outcome::Failure;
 use crate::websocket::Opcode;
 
 /// Who publishes.
-#[derive(Args, Clone, Copy)]
-pub struct Publishing {
-    /// Who publishes
-    #[arg(long, value_enum, default_value_t = By::Http)]
-    by: By,
-    /// How many sockets publish, in turn, with --by socket
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = some())]
-    publishers: u32,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum By {
+pub enum By {
     /// Requests of HTTP, to all nodes in turn, as an application's
     Http,
-    /// More sockets of the rooms, one if no more are asked for, on all nodes in turn, as clients. What is in flight each
-    /// sends in one piece. Mind sockets.message_rate
+    /// One more socket of the room (of the first, where there are many), on the first node, as a client. What is in
+    /// flight it sends in one piece. Mind sockets.message_rate
     Socket,
 }
 
@@ -66,25 +55,11 @@ struct Answer<'a> {
 const ACK: &str = "unisono:ack";
 const ERROR: &str = "unisono:error";
 
-impl Publishing {
-    /// Sockets that do.
-    pub fn sockets(self) -> Result<u32, Failure> {
-        match (self.by, self.publishers) {
-            (By::Socket, publishers) => Ok(publishers),
-            (By::Http, 1) => Ok(0),
-            (By::Http, _) => Err(Failure::Usage(
-                "--publishers are sockets: give --by socket, too".to_owned(),
-            )),
-        }
-    }
-}
-
 impl Publisher {
-    /// One that is there until the run ends, with so many sockets; with none, over HTTP.
+    /// One that is there until the run ends, with so many sockets, no more than rooms; with none, over HTTP.
     pub async fn start(sockets: u32, run: &Rc<Run>, rooms: &[String]) -> Result<Self, Failure> {
         let mut talkers = Vec::new();
-        let entrances = run.nodes.entrances.iter().cycle();
-        let places = entrances.zip(rooms.iter().cycle());
+        let places = run.nodes.entrances.iter().cycle().zip(rooms);
         for (entrance, room) in places.take(sockets as usize) {
             let entrance = entrance.for_websocket();
             let (socket, _) = entrance.join(room, &run.buffer).await?;
@@ -98,11 +73,19 @@ impl Publisher {
         })
     }
 
-    /// Publishes, and waits until a node has taken it.
+    /// Messages that are due at one time, where they have times: one of each socket.
+    pub fn at_one_time(&self) -> u64 {
+        match self {
+            Self::Http => 1,
+            Self::Sockets(talkers) => talkers.len() as u64,
+        }
+    }
+
+    /// Publishes to a room, which is the `nth`, and waits until a node has taken it.
     pub async fn publish(
         &self,
         number: u64,
-        room: &str,
+        (nth, room): (usize, &str),
         text: String,
         nodes: &Nodes,
     ) -> Result<(), Failure> {
@@ -117,7 +100,8 @@ impl Publisher {
                 }
             }
             Self::Sockets(talkers) => {
-                let talker = &talkers[(number % talkers.len() as u64) as usize];
+                // Each publishes to rooms of its own, of which it is in the first: none hears another.
+                let talker = &talkers[nth % talkers.len()];
                 let data = json!({ "room": room, "event": "m", "data": text });
                 talker.ask("unisono:publish", &data).await
             }

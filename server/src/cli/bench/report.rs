@@ -222,8 +222,8 @@ impl Report {
         }
     }
 
-    /// How busy the nodes' busiest threads were: whether they were what limits.
-    pub fn busiest(&mut self, busiest: Option<(&str, f64)>) {
+    /// How busy the nodes' busiest thread was: whether it was what limits.
+    pub fn busiest(&mut self, busiest: Option<(String, f64)>) {
         let Some((thread, busy)) = busiest else {
             return self.value("node_thread_busy", Value::Null);
         };
