@@ -18,6 +18,9 @@ use crate::results::{Round, Sample};
 /// How often nodes whose sockets are idle are looked at.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A socket that publishes as fast as it can would reach the limit of an honest client; all else is as by default.
+const SETTINGS: &str = "[sockets]\nmessage_rate = 1000000\nmessage_burst = 1000000\n";
+
 /// What a round may take at most, in times of what is expected of it.
 const PATIENCE_FACTOR: u32 = 6;
 
@@ -83,10 +86,13 @@ async fn run(cell: &Cell, scale: Scale) -> Result<Round> {
 async fn start(cell: &Cell) -> Sandbox {
     match cell.nodes {
         1 => Sandbox {
-            nodes: vec![Node::alone("").await],
+            nodes: vec![Node::alone(SETTINGS).await],
             nats: vec![],
         },
-        nodes => Sandbox::start(nodes as usize).await,
+        nodes => {
+            let config = Sandbox::config().nodes(nodes as usize);
+            config.toml(SETTINGS).start().await
+        }
     }
 }
 

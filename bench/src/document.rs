@@ -231,7 +231,8 @@ fn method(results: &Results) -> String {
     let other = Cell::fanout(Wire::Websocket, 1, SOCKETS, BYTES, 1);
     format!(
         "## How it was measured\n\n\
-         Each cell is a run of [`unisono bench`](../docs/commands.md#bench) on nodes of its own, which start and end with it. CPU is \
+         Each cell is a run of [`unisono bench`](../docs/commands.md#bench) on nodes of its own, which start and end with it; they have \
+         their defaults, but for a higher `sockets.message_rate`. CPU is \
          what the nodes' processes used, all together, divided by the deliveries that arrived; the client counts every one of \
          them, and a cell in which one is lost or comes twice counts as failed. The ratio is that to a bare loop of `write` that \
          the client runs itself, in the same run and over as many connections: what any server must do at least for a \
