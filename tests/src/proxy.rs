@@ -261,10 +261,55 @@ async fn write(
         // The length of the wire, which is what this is here for: nothing is synchronised by it.
         interval_at(due, ONCE).tick().await;
         let moves = weather.wait_for(|weather| flow(weather) != Flow::Stall);
-        match moves.await.map(|weather| flow(&weather)) {
-            Ok(Flow::Swallow) => {}
-            _ => to.write_all(&piece).await.map_err(|_| Broken)?,
+        let now = moves.await.map(|weather| flow(&weather));
+        if matches!(now, Ok(Flow::Swallow)) {
+            // It was read before the hole opened. Nothing may come after it: no TCP has a gap in its middle.
+            let healed = weather.wait_for(|weather| flow(weather) != Flow::Swallow);
+            healed.await.map_err(|_| Broken)?;
+            return Err(Broken);
         }
+        to.write_all(&piece).await.map_err(|_| Broken)?;
     }
     to.shutdown().await.map_err(|_| Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::unread_at;
+
+    /// The clock stands still but where everybody waits for it.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_on_its_way_into_a_hole_leaves_no_gap() {
+        let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let proxy = Proxy::to(target.local_addr().unwrap().port()).await;
+        let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port()))
+            .await
+            .unwrap();
+        let (mut far, _) = target.accept().await.unwrap();
+        near.write_all(b"one").await.unwrap();
+        let mut one = [0; 3];
+        far.read_exact(&mut one).await.unwrap();
+
+        let hour = Duration::from_secs(3_600);
+        proxy.delay(hour);
+        near.write_all(b"two").await.unwrap();
+        while unread_at(proxy.port()) > 0 {
+            tokio::task::yield_now().await;
+        }
+        proxy.blackhole(Way::Both);
+        tokio::time::advance(2 * hour).await;
+        // Whoever carries the piece finds it due.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        proxy.heal();
+
+        let mut rest = vec![];
+        let end = tokio::time::timeout(hour, far.read_to_end(&mut rest)).await;
+        let end = end.expect("the connection ends").unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(rest, b"");
+    }
 }
