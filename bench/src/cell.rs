@@ -15,8 +15,12 @@ use unisono_tests::{Node, Process, Sandbox, unisono, within};
 use crate::matrix::{Cell, Load, Scale};
 use crate::results::{Round, Sample};
 
-/// How often nodes whose sockets are idle are looked at.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often nodes are looked at once their sockets have left.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often they are looked at while they hold idle sockets, in parts of that time. To answer costs a node some
+/// milliseconds, which are in what it seems to spend on the sockets: a look each second was a seventh of that.
+const LOOKS_WHILE_HELD: u64 = 10;
 
 /// A socket that publishes as fast as it can would reach the limit of an honest client; all else is as by default.
 const SETTINGS: &str = "[sockets]\nmessage_rate = 1000000\nmessage_burst = 1000000\n";
@@ -48,33 +52,42 @@ async fn run(cell: &Cell, scale: Scale) -> Result<Round> {
         command.args(["--nats", &nats.url()]);
     }
 
-    let watch = match cell.load {
-        Load::Idle { watch, .. } => Some(Duration::from_secs(watch)),
+    let idle = match cell.load {
+        Load::Idle { hold, watch } => Some((hold, Duration::from_secs(watch))),
         _ => None,
     };
     // Before the first socket.
     let begin = Instant::now();
     let mut watched = vec![];
-    if watch.is_some() {
+    if idle.is_some() {
         watched.push(sample(&mut cluster, begin).await);
     }
     let mut bench = Process::spawn("bench", command, directory.path(), "");
     let patience = cell.expected_time(scale) * PATIENCE_FACTOR + Duration::from_secs(30);
-    match watch {
+    match idle {
         None => {
             within(patience, "the measurement ends", async || bench.status()).await;
         }
-        Some(watch) => {
-            let mut ticks = interval(SAMPLE_INTERVAL);
-            while bench.status().is_none() {
+        Some((hold, watch)) => {
+            let mut ticks = interval(LOOK_INTERVAL);
+            let mut left = None;
+            for second in 0.. {
                 ticks.tick().await;
-                watched.push(sample(&mut cluster, begin).await);
+                if left.is_some() || second % (hold / LOOKS_WHILE_HELD).max(1) == 0 {
+                    let sample = sample(&mut cluster, begin).await;
+                    let were_there = watched.iter().any(|before: &Sample| before.sockets > 0);
+                    if were_there && sample.sockets == 0 {
+                        left.get_or_insert_with(Instant::now);
+                    }
+                    watched.push(sample);
+                }
+                if bench.status().is_some() {
+                    let left = left.get_or_insert_with(Instant::now);
+                    if left.elapsed() >= watch {
+                        break;
+                    }
+                }
                 anyhow::ensure!(begin.elapsed() < patience, "it took more than {patience:?}");
-            }
-            let left = Instant::now();
-            while left.elapsed() < watch {
-                ticks.tick().await;
-                watched.push(sample(&mut cluster, begin).await);
             }
         }
     }

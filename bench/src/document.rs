@@ -471,7 +471,7 @@ fn idle(results: &Results) -> String {
             figure("/node_cpu_us_per_ping"),
         ],
         [
-            "the same of a bare loop, µs".to_owned(),
+            "the same of a bare loop after as long a silence, µs".to_owned(),
             figure("/raw_cpu_us_per_ping"),
         ],
         ["ratio of both".to_owned(), figure("/ratio")],

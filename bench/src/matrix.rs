@@ -358,6 +358,7 @@ impl Cell {
         let sockets = Duration::from_micros(300) * self.sockets;
         let nodes = Duration::from_millis(600) * self.nodes;
         let run = match self.load {
+            // The bare loop holds its sockets in the time in which the nodes are watched.
             Load::Idle { hold, watch } => Duration::from_secs(hold + watch),
             Load::Connect { .. } => Duration::from_millis(500),
             _ => scale.send_time(self.sockets) + Duration::from_millis(700),

@@ -1,17 +1,14 @@
 //! The actor that knows the sockets and rooms of one worker. What comes for any of them passes here, in
-//! order; it wakes sessions at the times that they asked for.
+//! order.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use cluster::Permit;
@@ -23,7 +20,6 @@ use proto::envelope::{
 use proto::{Audience, Close, RoomName, SocketId, UserName};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::time::{DelayQueue, delay_queue};
 
 use crate::delivery::{Delivery, Wire, payload_frame};
 use crate::events::{Event, Kind};
@@ -31,7 +27,7 @@ use crate::meters::{self, Tally};
 use crate::node::{Node, Occupied, Vacated};
 use crate::room::{self, OnceTable, Room};
 use crate::rules::{Lifecycle, Rule};
-use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, Wake};
+use crate::session::{Disconnect, Joined, Left, Refused, SessionRef};
 use crate::shared::{Shared, now_ms};
 use crate::tail::{self, Passed};
 use crate::vital::Vital;
@@ -64,11 +60,6 @@ pub struct Join(pub SocketId, pub RoomName);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Leave(pub SocketId, pub RoomName);
-
-/// A session wants a `Wake` at that time; only its earliest wish counts.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct WakeAt(pub SocketId, pub Instant);
 
 /// What is published to the room, anywhere, is heard from now on.
 #[derive(Message)]
@@ -135,8 +126,6 @@ pub struct Registry {
     later: VecDeque<Later>,
     users: HashMap<UserName, HashSet<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
-    wakes: DelayQueue<SocketId>,
-    started: Instant,
     once: OnceTable,
     _vital: Vital,
 }
@@ -150,7 +139,6 @@ struct Socket {
     /// Not before the first room is joined do others see the socket.
     open: bool,
     rooms: Vec<RoomName>,
-    wake: Option<delay_queue::Key>,
 }
 
 /// The room by which a socket came, and its rule.
@@ -184,9 +172,6 @@ struct Votes {
     reply: Option<oneshot::Sender<Answer>>,
 }
 
-/// Wakes come at multiples of this, up to so much later than they were asked for.
-const WAKE_TICK_MS: u64 = 50;
-
 /// How often sends that are through are forgotten.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -197,7 +182,6 @@ impl Actor for Registry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.spawn(WakeUp);
         ctx.run_interval(SWEEP, |registry, _| {
             registry.once.sweep(Instant::now());
             give_back(&mut registry.sockets);
@@ -235,7 +219,6 @@ impl Handler<Open> for Registry {
             connected_at_ms: now_ms(),
             open: false,
             rooms: Vec::with_capacity(1),
-            wake: None,
         };
         self.sockets.insert(id, socket);
         self.join(id, &room, None);
@@ -250,9 +233,6 @@ impl Handler<Closed> for Registry {
             return;
         };
         meters::closed(&close);
-        if let Some(wake) = &socket.wake {
-            self.wakes.try_remove(wake);
-        }
         if let Some(user) = &socket.session.user {
             self.forget_user(user, id);
         }
@@ -285,24 +265,6 @@ impl Handler<Leave> for Registry {
 
     fn handle(&mut self, Leave(id, room): Leave, _: &mut Context<Self>) {
         self.leave(id, &room);
-    }
-}
-
-impl Handler<WakeAt> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, WakeAt(id, at): WakeAt, _: &mut Context<Self>) {
-        let Some(socket) = self.sockets.get_mut(&id) else {
-            return;
-        };
-        // Timers of many sockets run out together, and the worker wakes once for all of them.
-        let since = at.saturating_duration_since(self.started).as_millis() as u64;
-        let at = self.started + Duration::from_millis(since.next_multiple_of(WAKE_TICK_MS));
-        match &socket.wake {
-            Some(wake) if self.wakes.deadline(wake) <= at => {}
-            Some(wake) => self.wakes.reset_at(wake, at),
-            None => socket.wake = Some(self.wakes.insert_at(id, at)),
-        }
     }
 }
 
@@ -557,8 +519,6 @@ impl Registry {
             later: VecDeque::new(),
             users: HashMap::new(),
             rooms: HashMap::new(),
-            wakes: DelayQueue::new(),
-            started: Instant::now(),
             once: OnceTable::default(),
             _vital: Vital("registry"),
         }
@@ -945,34 +905,6 @@ pub fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     let needed = table.len().max(KEPT);
     if table.capacity() > 4 * needed {
         table.shrink_to(2 * needed);
-    }
-}
-
-/// Wakes the sessions whose time has come.
-struct WakeUp;
-
-impl ActorFuture<Registry> for WakeUp {
-    type Output = ();
-
-    fn poll(
-        self: Pin<&mut Self>,
-        registry: &mut Registry,
-        ctx: &mut Context<Registry>,
-        task: &mut std::task::Context<'_>,
-    ) -> Poll<()> {
-        while let Poll::Ready(Some(expired)) = registry.wakes.poll_expired(task) {
-            let id = expired.into_inner();
-            if let Some(socket) = registry.sockets.get_mut(&id) {
-                socket.wake = None;
-                // A session that ended without a word, by a panic, is found here at the latest.
-                if socket.session.is_alive() {
-                    socket.session.send(Wake);
-                } else {
-                    ctx.notify(Closed(id, Close::INTERNAL));
-                }
-            }
-        }
-        Poll::Pending
     }
 }
 

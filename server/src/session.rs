@@ -6,6 +6,7 @@ mod commands;
 mod outbox;
 mod pump;
 mod stream;
+mod wakes;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -34,18 +35,19 @@ use crate::events::NoAck;
 use crate::meters::{self, Handed, Tally};
 use crate::node::{Finish, Publish};
 use crate::rate::Used;
-use crate::registry::{Closed, Open, WakeAt};
+use crate::registry::{Closed, Open};
 use crate::rules::{ClientEvents, Format, Rule};
 use crate::shared::{Shared, Slot};
 use crate::tls::Stream;
-use crate::websocket::frame::{self, encode};
-use crate::websocket::{Decoder, Opcode};
+use crate::websocket::{Decoder, frame};
 use crate::worker::Worker;
 
 use outbox::Outbox;
 use pump::Pump;
+use wakes::Sleeper;
 
 pub use stream::EventStream;
+pub use wakes::Wakes;
 
 /// Frames for the client; they are counted in the session's queue already.
 #[derive(Message)]
@@ -214,7 +216,7 @@ pub struct Session {
     disconnect: Option<Box<(Instant, Disconnect)>>,
     /// How the client has ended it, while what it said before is on its way back to it.
     ending: Option<Box<(Bytes, Close)>>,
-    wake_at: Option<Instant>,
+    wake: Option<wakes::Key>,
     /// When what the client was granted has ended, and the patience with it.
     expires: Option<Instant>,
     /// Shared with the handler of its end.
@@ -279,11 +281,12 @@ impl Actor for Session {
         };
         introduce(&self.worker, self.socket.as_ref(), open);
         ctx.spawn(Pump);
-        self.schedule();
+        self.schedule(ctx);
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
         self.hand_over();
+        self.wake_no_more();
         let mut end = Close::GONE;
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
@@ -377,7 +380,7 @@ impl Handler<Left> for Session {
 impl Handler<Disconnect> for Session {
     type Result = ();
 
-    fn handle(&mut self, disconnect: Disconnect, _: &mut Context<Self>) {
+    fn handle(&mut self, disconnect: Disconnect, ctx: &mut Context<Self>) {
         if disconnect.after.is_zero() {
             self.disconnect(&disconnect);
             return;
@@ -389,7 +392,7 @@ impl Handler<Disconnect> for Session {
             .is_none_or(|planned| at < planned.0);
         if earlier {
             self.disconnect = Some(Box::new((at, disconnect)));
-            self.schedule();
+            self.schedule(ctx);
         }
     }
 }
@@ -397,10 +400,10 @@ impl Handler<Disconnect> for Session {
 impl Handler<Wake> for Session {
     type Result = ();
 
-    fn handle(&mut self, Wake: Wake, _: &mut Context<Self>) {
-        self.wake_at = None;
+    fn handle(&mut self, Wake: Wake, ctx: &mut Context<Self>) {
+        self.wake_no_more();
         self.on_wake(Instant::now());
-        self.schedule();
+        self.schedule(ctx);
     }
 }
 
@@ -445,9 +448,9 @@ impl Handler<Answered> for Session {
 impl Handler<Refreshed> for Session {
     type Result = ();
 
-    fn handle(&mut self, Refreshed { id, grant }: Refreshed, _: &mut Context<Self>) {
+    fn handle(&mut self, Refreshed { id, grant }: Refreshed, ctx: &mut Context<Self>) {
         self.handling = false;
-        self.on_refreshed(id, grant);
+        self.on_refreshed(id, grant, ctx);
     }
 }
 
@@ -481,23 +484,12 @@ impl SessionRef {
         Session: Handler<M>,
         EventStream: Handler<M>,
     {
-        match &self.actor {
-            SessionActor::Socket(actor) => actor.do_send(message),
-            SessionActor::Stream(actor) => actor.do_send(message),
-        }
+        self.actor.send(message);
     }
 
     /// Whether what is sent now may still be delivered.
     pub fn is_open(&self) -> bool {
-        !self.queue.closed.load(Ordering::Relaxed) && self.is_alive()
-    }
-
-    /// Whether the actor lives.
-    pub fn is_alive(&self) -> bool {
-        match &self.actor {
-            SessionActor::Socket(actor) => actor.connected(),
-            SessionActor::Stream(actor) => actor.connected(),
-        }
+        !self.queue.closed.load(Ordering::Relaxed) && self.actor.is_alive()
     }
 
     /// As [`SessionRef::offer`], with the word for what became of it.
@@ -517,6 +509,27 @@ impl SessionRef {
     /// Bytes that wait for the client.
     pub fn queued_bytes(&self) -> usize {
         self.queue.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl SessionActor {
+    fn send<M>(&self, message: M)
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Session: Handler<M>,
+        EventStream: Handler<M>,
+    {
+        match self {
+            Self::Socket(actor) => actor.do_send(message),
+            Self::Stream(actor) => actor.do_send(message),
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self {
+            Self::Socket(actor) => actor.connected(),
+            Self::Stream(actor) => actor.connected(),
+        }
     }
 }
 
@@ -633,7 +646,7 @@ impl Session {
             pinged: None,
             disconnect: None,
             ending: None,
-            wake_at: None,
+            wake: None,
             slot: Arc::new(admitted.slot),
             worker,
         };
@@ -716,6 +729,7 @@ impl Session {
             shut: false,
         }));
         self.worker.registry.do_send(Closed(self.id, end));
+        self.wake_no_more();
         self.stall = None;
         self.carry = Vec::new();
     }
@@ -762,14 +776,34 @@ impl Session {
     }
 
     /// Asks to be woken, unless that happens early enough anyway.
-    fn schedule(&mut self) {
+    fn schedule(&mut self, ctx: &Context<Self>) {
         if self.is_closing() {
             return;
         }
         let at = self.next_deadline();
-        if self.wake_at.is_none_or(|planned| at < planned) {
-            self.wake_at = Some(at);
-            self.worker.registry.do_send(WakeAt(self.id, at));
+        let wakes = &self.worker.wakes;
+        if let Some(planned) = self.wake.take_if(|planned| wakes.is_before(at, planned)) {
+            wakes.cancel(&planned);
+        }
+        self.wake.get_or_insert_with(|| {
+            let (id, actor) = (self.id, SessionActor::Socket(ctx.address()));
+            wakes.plan(at, Sleeper { id, actor })
+        });
+    }
+
+    fn wake_no_more(&mut self) {
+        if let Some(planned) = self.wake.take() {
+            self.worker.wakes.cancel(&planned);
+        }
+    }
+
+    /// The client gave a sign of life. Where a ping was out, there is none now: the wake for it, which would find nothing
+    /// to do, is called off while all that it takes is at hand.
+    fn hear(&mut self, ctx: &Context<Self>) {
+        self.heard = Instant::now();
+        if self.pinged.take().is_some() {
+            self.wake_no_more();
+            self.schedule(ctx);
         }
     }
 
@@ -788,21 +822,19 @@ impl Session {
         if self.stall.is_some() || self.is_busy() {
             // It is this side that does not listen.
             self.heard = now;
+            self.pinged = None;
         }
         let stuck = |since| now >= since + settings.write_timeout;
         if self.outbox.blocked_since().is_some_and(stuck) {
             return self.close_slow();
         }
         match self.pinged {
-            Some(pinged) if self.heard > pinged => self.pinged = None,
-            Some(pinged) if now >= pinged + settings.pong_timeout => {
-                return self.close(&Close::NO_PONG);
+            Some(pinged) if now >= pinged + settings.pong_timeout => self.close(&Close::NO_PONG),
+            None if now >= self.heard + settings.ping_interval => {
+                self.pinged = Some(now);
+                self.push(Bytes::from_static(&frame::PING));
             }
             _ => {}
-        }
-        if self.pinged.is_none() && now >= self.heard + settings.ping_interval {
-            self.pinged = Some(now);
-            self.push(encode(Opcode::Ping, b""));
         }
     }
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use actix::{Actor, Addr};
 use actix_rt::ArbiterHandle;
+use proto::Close;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::door::{Door, Returning};
 use crate::listener::Listener;
 use crate::node::Node;
-use crate::registry::Registry;
+use crate::registry::{Closed, Registry};
+use crate::session::Wakes;
 use crate::shared::Shared;
 use crate::unisono::Unisono;
 use crate::vital::{EXIT_SOFTWARE, Vital};
@@ -24,6 +26,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// The registry of this worker.
     pub registry: Addr<Registry>,
+    /// The clock of its sessions.
+    pub wakes: Wakes,
     /// The way to everything else.
     pub unisono: Unisono,
 }
@@ -59,6 +63,7 @@ pub async fn start(
             index,
             shared,
             registry,
+            wakes: Wakes::new(),
             unisono,
         });
         serve(worker, listeners).await;
@@ -73,6 +78,7 @@ pub async fn start(
 async fn serve(worker: Rc<Worker>, listeners: Vec<Listener>) {
     let _vital = Vital("door");
     let shared = Arc::clone(&worker.shared);
+    actix_rt::spawn(wake(Rc::clone(&worker)));
     let (returning_sender, mut returning) = mpsc::unbounded_channel();
     let door = Rc::new(Door::new(worker, returning_sender).await);
     for listener in listeners {
@@ -88,4 +94,10 @@ async fn serve(worker: Rc<Worker>, listeners: Vec<Listener>) {
         let door = Rc::clone(&door);
         actix_rt::spawn(async move { door.enter(connection).await });
     }
+}
+
+async fn wake(worker: Rc<Worker>) {
+    let _vital = Vital("clock");
+    let ended = |id| worker.registry.do_send(Closed(id, Close::INTERNAL));
+    worker.wakes.run(ended).await;
 }

@@ -110,7 +110,11 @@ impl<B: Bus> Core<B> {
         mut wishes: mpsc::UnboundedReceiver<Wanted>,
         mut inputs: mpsc::Receiver<Input>,
     ) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(match self.config.alone {
+            // There is no connection to look at.
+            true => (self.config.heartbeat_interval / 2).max(TICK),
+            false => TICK,
+        });
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let dues = [self.calls.next_deadline(), self.interest.round_due()];

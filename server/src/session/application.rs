@@ -182,7 +182,12 @@ impl Session {
         });
     }
 
-    pub(super) fn on_refreshed(&mut self, id: Option<ClientId>, grant: Result<Grant, Denied>) {
+    pub(super) fn on_refreshed(
+        &mut self,
+        id: Option<ClientId>,
+        grant: Result<Grant, Denied>,
+        ctx: &Context<Self>,
+    ) {
         let same = |grant: Grant| match grant.user == self.grant().holder {
             true => Ok(Grant {
                 user: self.grant().user.clone(),
@@ -232,6 +237,6 @@ impl Session {
         };
         self.grant = super::boxed(grant);
         self.ack(id.as_ref(), Some(data.to_string().as_bytes()));
-        self.schedule();
+        self.schedule(ctx);
     }
 }

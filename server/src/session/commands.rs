@@ -47,11 +47,8 @@ impl Session {
                 self.pong = Some(encode(Opcode::Pong, &payload));
             }
             Incoming::Ping(payload) => self.push(encode(Opcode::Pong, &payload)),
-            Incoming::Pong => {
-                self.pinged = None;
-                // Where pings follow each other faster than pongs are due, the next is due before that.
-                self.schedule();
-            }
+            // Whatever comes is a sign of life.
+            Incoming::Pong => {}
             Incoming::Close(close) => {
                 // The client's own code back, as RFC 6455 §5.5.1 advises; the connection may end now.
                 let echo = close.clone().map(|close| Close {

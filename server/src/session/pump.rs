@@ -8,7 +8,6 @@ use std::task::Poll;
 use actix::fut::ActorFuture;
 use actix::{ActorContext, Context};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Phase, Session};
@@ -96,7 +95,7 @@ impl Session {
                 };
             }
         } else if self.outbox.blocked_since().is_some() {
-            self.schedule();
+            self.schedule(ctx);
         }
         Ok(())
     }
@@ -175,7 +174,7 @@ impl Session {
     }
 
     fn take_in(&mut self, mut input: &mut [u8], ctx: &mut Context<Self>) {
-        self.heard = Instant::now();
+        self.hear(ctx);
         loop {
             match &self.phase {
                 Phase::Closing(closing) if closing.deaf => return,

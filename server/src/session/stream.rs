@@ -21,8 +21,8 @@ use proto::{Close, RoomName, SocketId};
 use tokio::time::Instant;
 
 use super::{
-    Deliver, Disconnect, Joined, Left, Overflowed, Queue, Refused, SessionActor, SessionRef, Wake,
-    introduce, outbox,
+    Deliver, Disconnect, Joined, Left, Overflowed, Queue, Refused, SessionActor, SessionRef,
+    Sleeper, Wake, introduce, outbox, wakes,
 };
 use crate::admission::Admitted;
 use crate::app::{Job, Socket};
@@ -30,7 +30,7 @@ use crate::auth::Grant;
 use crate::delivery::{Wire, sse};
 use crate::door::Place;
 use crate::meters;
-use crate::registry::{Closed, Open, WakeAt};
+use crate::registry::{Closed, Open};
 use crate::rules::{Format, Rule};
 use crate::shared::Slot;
 use crate::worker::Worker;
@@ -51,6 +51,7 @@ pub struct EventStream {
     written: Instant,
     disconnect: Option<(Instant, Disconnect)>,
     expires: Option<Instant>,
+    wake: Option<wakes::Key>,
     end: Option<Close>,
     place: Rc<Place>,
     slot: Option<Arc<Slot>>,
@@ -87,10 +88,11 @@ impl Actor for EventStream {
             peer: self.peer,
         };
         introduce(&self.worker, self.socket.as_ref(), open);
-        self.schedule();
+        self.schedule(ctx);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
+        self.wake_no_more();
         let otherwise = match std::thread::panicking() {
             true => Close::INTERNAL,
             false => Close::GONE,
@@ -189,7 +191,7 @@ impl Handler<Disconnect> for EventStream {
             .is_none_or(|planned| at < planned.0);
         if earlier {
             self.disconnect = Some((at, disconnect));
-            self.schedule();
+            self.schedule(ctx);
         }
     }
 }
@@ -209,7 +211,7 @@ impl Handler<Wake> for EventStream {
             // Keeps proxies from taking the connection for idle, and shows when it is dead.
             self.write(Bytes::from_static(sse::COMMENT));
         }
-        self.schedule();
+        self.schedule(ctx);
     }
 }
 
@@ -242,6 +244,7 @@ impl EventStream {
             open: false,
             written: now,
             disconnect: None,
+            wake: None,
             end: None,
             place,
             slot: Some(slot),
@@ -295,12 +298,21 @@ impl EventStream {
         ctx.stop();
     }
 
-    fn schedule(&self) {
+    /// Asks to be woken, in place of what was planned.
+    fn schedule(&mut self, ctx: &HttpContext<Self>) {
         let ping = self.written + self.worker.shared.config.sockets.ping_interval;
         let disconnect = self.disconnect.as_ref().map(|planned| planned.0);
         let times = [disconnect, self.expires].into_iter().flatten();
         let at = times.fold(ping, Instant::min);
-        self.worker.registry.do_send(WakeAt(self.id, at));
+        self.wake_no_more();
+        let (id, actor) = (self.id, SessionActor::Stream(ctx.address()));
+        self.wake = Some(self.worker.wakes.plan(at, Sleeper { id, actor }));
+    }
+
+    fn wake_no_more(&mut self) {
+        if let Some(planned) = self.wake.take() {
+            self.worker.wakes.cancel(&planned);
+        }
     }
 
     fn run(&self, job: Job) -> Option<impl Future<Output = crate::app::Done> + use<>> {

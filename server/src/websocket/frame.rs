@@ -36,7 +36,7 @@ pub const COMPRESSED: u8 = 0x40;
 
 impl Opcode {
     /// The number in a frame's first byte.
-    pub fn code(self) -> u8 {
+    pub const fn code(self) -> u8 {
         match self {
             Self::Continuation => 0x0,
             Self::Text => 0x1,
@@ -65,6 +65,9 @@ impl Opcode {
         self.code() >= 0x8
     }
 }
+
+/// A ping without a payload.
+pub const PING: [u8; 2] = [FIN | Opcode::Ping.code(), 0];
 
 /// A whole message in one frame.
 ///

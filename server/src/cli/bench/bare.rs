@@ -25,7 +25,7 @@ use super::frames::control;
 use super::socket::BUFFER_BYTES;
 use crate::cli::{files, listen_on};
 use crate::websocket::Opcode;
-use crate::websocket::frame::encode;
+use crate::websocket::frame;
 
 /// What a loop of `write` is asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +62,8 @@ pub struct OwnBegin {
 /// Writes of a bare loop, unless it is said how many: some tenths of a second.
 const WRITES: u64 = 100_000;
 
-/// Pings of a bare loop: the same.
-const PINGS: u64 = 50_000;
+/// Pings of a bare loop before it looks for pongs: as many as come due at one time on a node, more or less.
+const PINGS_AT_A_TIME: usize = 64;
 
 /// Well below the 28,232 ports that Linux has for connections from one address to one port of another.
 const CONNECTIONS_MAX: u64 = 20_000;
@@ -71,7 +71,7 @@ const CONNECTIONS_MAX: u64 = 20_000;
 /// Files that are no sockets: those of the runtime, the standard ones, some to spare.
 pub const OTHER_FILES: u64 = 200;
 
-/// How long a loop waits for pongs before it looks whether it is to stop.
+/// How long a loop waits before it looks whether it is to stop.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Spent {
@@ -220,17 +220,31 @@ fn write_loop(
 
 // === pings ===
 
-/// A thread writes a ping to each of so many sockets and reads the pongs, some tenths of a second long; this one
-/// answers. It ends early where it is stopped.
-pub async fn ping(sockets: u64, stop: &CancellationToken) -> anyhow::Result<Spent> {
+/// What passes on a socket that does nothing else.
+#[derive(Clone)]
+pub struct Ping {
+    pub ping: Vec<u8>,
+    /// The answer, where there is one.
+    pub pong: Vec<u8>,
+}
+
+/// After so long a silence a thread writes a ping to each of so many sockets, and reads the pongs; this one answers.
+/// Memory that nobody has touched for a while costs a machine more, in some much more: so does a node's. It ends early
+/// where it is stopped.
+pub async fn ping(
+    sockets: u64,
+    what: Ping,
+    silence: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Spent> {
     let sockets = connections(sockets);
     let (listener, address) = listen()?;
-    let stopped = stop.clone();
-    let spent = on_a_thread(move || ping_loop(&listener, sockets, &stopped));
+    let (stopped, written) = (stop.clone(), what.clone());
+    let spent = on_a_thread(move || ping_loop(&listener, sockets, &written, silence, &stopped));
     let mut answering = JoinSet::new();
     for mut stream in connect(address, sockets).await? {
+        let Ping { mut ping, pong } = what.clone();
         answering.spawn_local(async move {
-            let (mut ping, pong) = (encode(Opcode::Ping, b"").to_vec(), pong());
             while stream.read_exact(&mut ping).await.is_ok() {
                 if stream.write_all(&pong).await.is_err() {
                     return;
@@ -241,11 +255,23 @@ pub async fn ping(sockets: u64, stop: &CancellationToken) -> anyhow::Result<Spen
     spent.await.context("the bare loop has stopped")?
 }
 
-fn pong() -> Vec<u8> {
-    control(Opcode::Pong, b"")
+impl Ping {
+    /// Of a WebSocket.
+    pub fn of_a_websocket() -> Self {
+        Self {
+            ping: frame::PING.to_vec(),
+            pong: control(Opcode::Pong, b""),
+        }
+    }
 }
 
-fn ping_loop(listener: &TcpListener, sockets: u32, stop: &CancellationToken) -> io::Result<Spent> {
+fn ping_loop(
+    listener: &TcpListener,
+    sockets: u32,
+    Ping { ping, pong }: &Ping,
+    silence: Duration,
+    stop: &CancellationToken,
+) -> io::Result<Spent> {
     let mut poll = mio::Poll::new()?;
     let mut events = Events::with_capacity(1024);
     let mut streams = Vec::new();
@@ -256,15 +282,19 @@ fn ping_loop(listener: &TcpListener, sockets: u32, stop: &CancellationToken) -> 
         registry.register(&mut stream, Token(number), Interest::READABLE)?;
         streams.push(stream);
     }
-    let (ping, pong_bytes) = (encode(Opcode::Ping, b""), pong().len());
-    let rounds = (PINGS / u64::from(sockets)).max(10);
+    let begin = Instant::now();
+    while begin.elapsed() < silence && !stop.is_cancelled() {
+        let left = silence.saturating_sub(begin.elapsed());
+        thread::sleep(left.min(LOOK_INTERVAL));
+    }
     let own = Own::begin();
     let mut steps = 0;
-    for _ in 0..rounds {
-        for stream in &mut streams {
-            stream.write_all(&ping)?;
+    for first in (0..streams.len()).step_by(PINGS_AT_A_TIME) {
+        let due = first..streams.len().min(first + PINGS_AT_A_TIME);
+        for stream in &mut streams[due.clone()] {
+            stream.write_all(ping)?;
         }
-        let mut missing = streams.len() * pong_bytes;
+        let mut missing = due.len() * pong.len();
         while missing > 0 {
             match poll.poll(&mut events, Some(LOOK_INTERVAL)) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
@@ -280,7 +310,7 @@ fn ping_loop(listener: &TcpListener, sockets: u32, stop: &CancellationToken) -> 
                 }
             }
         }
-        steps += streams.len() as u64;
+        steps += due.len() as u64;
     }
     Ok(own.spent(steps))
 }

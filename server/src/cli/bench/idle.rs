@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::bare::{self, OTHER_FILES, Spent, Writing};
+use super::bare::{self, OTHER_FILES, Ping};
 use super::load::{Run, progress};
 use super::nodes::{Nodes, Reached, Reading, spent, want_files};
 use super::report::{Cost, Report, round};
@@ -29,9 +29,6 @@ pub struct Idle {
     reached: Reached,
 }
 
-/// A ping of an event stream: a comment in a chunk of its own.
-const COMMENT_BYTES: usize = "3\r\n:\n\n\r\n".len();
-
 impl Idle {
     pub async fn run(self, stop: CancellationToken) -> Outcome {
         want_files(u64::from(self.sockets) + OTHER_FILES)?;
@@ -43,10 +40,7 @@ impl Idle {
         let opened = reading(&nodes).await?;
         run.pings.set(0);
         let begin = Instant::now();
-        tokio::select! {
-            () = hold(self.duration) => {}
-            () = stop.cancelled() => {}
-        }
+        hold("holding", self.duration, &stop).await;
         let held = begin.elapsed();
         let pings = run.pings.get();
         let after = reading(&nodes).await?;
@@ -55,7 +49,16 @@ impl Idle {
 
         let mut report = Report::of("idle");
         let bare = match pings > 0 && !self.place.no_raw && !interrupted {
-            true => report.bare(bare(nodes.wire, members.len() as u64, &stop).await),
+            true => {
+                // How long the nodes have waited before each ping of a socket.
+                let silence = held.mul_f64(members.len() as f64 / pings as f64).min(held);
+                let ping = ping(nodes.wire);
+                let (bare, ()) = tokio::join!(
+                    bare::ping(members.len() as u64, ping, silence, &stop),
+                    hold("holding as many bare ones", silence, &stop),
+                );
+                report.bare(bare)
+            }
             false => None,
         };
         let sockets = members.len() as f64;
@@ -97,11 +100,15 @@ impl Idle {
     }
 }
 
-/// The least that so many sockets' pings take. Nobody answers that of an event stream.
-async fn bare(wire: Wire, sockets: u64, stop: &CancellationToken) -> anyhow::Result<Spent> {
+/// What passes on a socket that does nothing.
+fn ping(wire: Wire) -> Ping {
     match wire {
-        Wire::EventStream => bare::write(Writing::like(sockets, COMMENT_BYTES, 1), stop).await,
-        _ => bare::ping(sockets, stop).await,
+        // A comment in a chunk of its own, which nobody answers.
+        Wire::EventStream => Ping {
+            ping: b"3\r\n:\n\n\r\n".to_vec(),
+            pong: Vec::new(),
+        },
+        _ => Ping::of_a_websocket(),
     }
 }
 
@@ -114,12 +121,18 @@ async fn reading(nodes: &Nodes) -> Result<Reading, Failure> {
     })
 }
 
-async fn hold(time: Duration) {
-    let bar = progress("holding", time.as_secs());
-    for _ in 0..time.as_secs() {
-        sleep(Duration::from_secs(1)).await;
-        bar.inc(1);
+async fn hold(what: &'static str, time: Duration, stop: &CancellationToken) {
+    let bar = progress(what, time.as_secs());
+    let passing = async {
+        for _ in 0..time.as_secs() {
+            sleep(Duration::from_secs(1)).await;
+            bar.inc(1);
+        }
+        sleep(Duration::from_nanos(u64::from(time.subsec_nanos()))).await;
+    };
+    tokio::select! {
+        () = passing => {}
+        () = stop.cancelled() => {}
     }
-    sleep(Duration::from_nanos(u64::from(time.subsec_nanos()))).await;
     bar.finish_and_clear();
 }
