@@ -783,7 +783,7 @@ impl Session {
         let at = self.next_deadline();
         let wakes = &self.worker.wakes;
         if let Some(planned) = self.wake.take_if(|planned| wakes.is_before(at, planned)) {
-            wakes.cancel(&planned);
+            wakes.cancel(planned);
         }
         self.wake.get_or_insert_with(|| {
             let (id, actor) = (self.id, SessionActor::Socket(ctx.address()));
@@ -793,7 +793,7 @@ impl Session {
 
     fn wake_no_more(&mut self) {
         if let Some(planned) = self.wake.take() {
-            self.worker.wakes.cancel(&planned);
+            self.worker.wakes.cancel(planned);
         }
     }
 

@@ -112,7 +112,7 @@ impl<B: Bus> Core<B> {
     ) {
         let mut tick = tokio::time::interval(match self.config.alone {
             // There is no connection to look at.
-            true => (self.config.heartbeat_interval / 2).max(TICK),
+            true => (self.config.heartbeat_interval / 2).clamp(TICK, 10 * TICK),
             false => TICK,
         });
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

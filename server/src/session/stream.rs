@@ -311,7 +311,7 @@ impl EventStream {
 
     fn wake_no_more(&mut self) {
         if let Some(planned) = self.wake.take() {
-            self.worker.wakes.cancel(&planned);
+            self.worker.wakes.cancel(planned);
         }
     }
 

@@ -66,7 +66,7 @@ impl Wakes {
     }
 
     /// Calls it off, where it has not come yet.
-    pub(super) fn cancel(&self, key: &Key) {
+    pub(super) fn cancel(&self, key: Key) {
         self.wheel.borrow_mut().remove(key);
     }
 
@@ -82,7 +82,7 @@ impl Wakes {
             self.awaited.set(next.unwrap_or(u64::MAX));
             let due = async {
                 match next {
-                    Some(tick) => sleep_until(self.started + TICK * tick as u32).await,
+                    Some(tick) => sleep_until(self.time(tick)).await,
                     None => std::future::pending().await,
                 }
             };
@@ -110,6 +110,10 @@ impl Wakes {
     /// The tick that has passed last.
     fn now(&self) -> u64 {
         (self.started.elapsed().as_millis() / TICK.as_millis()) as u64
+    }
+
+    fn time(&self, tick: u64) -> Instant {
+        self.started + Duration::from_millis(tick * TICK.as_millis() as u64)
     }
 
     /// The first tick that is not before that time.
@@ -145,12 +149,21 @@ impl<T> Wheel<T> {
         Key { tick, index }
     }
 
-    fn remove(&mut self, key: &Key) -> Option<T> {
-        if key.tick <= self.passed {
+    /// To be called once for a key: another may get its place.
+    fn remove(&mut self, Key { tick, index }: Key) -> Option<T> {
+        if tick <= self.passed {
             return None;
         }
-        let index = key.index as usize;
-        self.slot(key.tick).get_mut(index)?.take()
+        let slot = self.slot(tick);
+        let value = slot.get_mut(index as usize)?.take();
+        while let Some(None) = slot.last() {
+            slot.pop();
+        }
+        if slot.is_empty() {
+            // Clients that come and go leave nothing here.
+            *slot = Vec::new();
+        }
+        value
     }
 
     /// The first tick with anything in its slot, even if it was called off.
@@ -221,14 +234,24 @@ mod tests {
         let mut wheel = Wheel::new(8);
         let first = wheel.insert(2, "first");
         let second = wheel.insert(2, "second");
-        assert_eq!(wheel.remove(&first), Some("first"));
-        assert_eq!(wheel.remove(&first), None);
+        assert_eq!(wheel.remove(first), Some("first"));
         assert_eq!(all_due(&mut wheel, 2), ["second"]);
         // Another is in its place by now.
         wheel.insert(10, "third");
         wheel.insert(10, "fourth");
-        assert_eq!(wheel.remove(&second), None);
+        assert_eq!(wheel.remove(second), None);
         assert_eq!(all_due(&mut wheel, 10), ["third", "fourth"]);
+    }
+
+    #[test]
+    fn what_was_called_off_takes_no_place() {
+        let mut wheel = Wheel::new(8);
+        let keys = [(); 100].map(|()| wheel.insert(2, "come and gone"));
+        for key in keys {
+            assert_eq!(wheel.remove(key), Some("come and gone"));
+        }
+        assert_eq!(wheel.next(), None);
+        assert_eq!(wheel.slots[2].capacity(), 0);
     }
 
     #[test]
