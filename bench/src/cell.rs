@@ -19,7 +19,7 @@ use crate::results::{Round, Sample};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often they are looked at while they hold idle sockets, in parts of that time. To answer costs a node some
-/// milliseconds, which are in what it seems to spend on the sockets: a look each second was a seventh of that.
+/// milliseconds, which are in what it seems to spend on the sockets: a look each second was an eighth of that.
 const LOOKS_WHILE_HELD: u64 = 10;
 
 /// A socket that publishes as fast as it can would reach the limit of an honest client; all else is as by default.

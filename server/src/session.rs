@@ -286,7 +286,7 @@ impl Actor for Session {
 
     fn stopped(&mut self, _: &mut Context<Self>) {
         self.hand_over();
-        self.wake_no_more();
+        self.worker.wakes.cancel(&mut self.wake);
         let mut end = Close::GONE;
         if std::thread::panicking() {
             // Best effort: the actor is gone after this.
@@ -401,7 +401,7 @@ impl Handler<Wake> for Session {
     type Result = ();
 
     fn handle(&mut self, Wake: Wake, ctx: &mut Context<Self>) {
-        self.wake_no_more();
+        self.worker.wakes.cancel(&mut self.wake);
         self.on_wake(Instant::now());
         self.schedule(ctx);
     }
@@ -729,7 +729,7 @@ impl Session {
             shut: false,
         }));
         self.worker.registry.do_send(Closed(self.id, end));
-        self.wake_no_more();
+        self.worker.wakes.cancel(&mut self.wake);
         self.stall = None;
         self.carry = Vec::new();
     }
@@ -782,8 +782,8 @@ impl Session {
         }
         let at = self.next_deadline();
         let wakes = &self.worker.wakes;
-        if let Some(planned) = self.wake.take_if(|planned| wakes.is_before(at, planned)) {
-            wakes.cancel(planned);
+        if matches!(&self.wake, Some(planned) if wakes.is_before(at, planned)) {
+            wakes.cancel(&mut self.wake);
         }
         self.wake.get_or_insert_with(|| {
             let (id, actor) = (self.id, SessionActor::Socket(ctx.address()));
@@ -791,18 +791,12 @@ impl Session {
         });
     }
 
-    fn wake_no_more(&mut self) {
-        if let Some(planned) = self.wake.take() {
-            self.worker.wakes.cancel(planned);
-        }
-    }
-
     /// The client gave a sign of life. Where a ping was out, there is none now: the wake for it, which would find nothing
     /// to do, is called off while all that it takes is at hand.
     fn hear(&mut self, ctx: &Context<Self>) {
         self.heard = Instant::now();
         if self.pinged.take().is_some() {
-            self.wake_no_more();
+            self.worker.wakes.cancel(&mut self.wake);
             self.schedule(ctx);
         }
     }

@@ -92,7 +92,7 @@ impl Actor for EventStream {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        self.wake_no_more();
+        self.worker.wakes.cancel(&mut self.wake);
         let otherwise = match std::thread::panicking() {
             true => Close::INTERNAL,
             false => Close::GONE,
@@ -304,15 +304,9 @@ impl EventStream {
         let disconnect = self.disconnect.as_ref().map(|planned| planned.0);
         let times = [disconnect, self.expires].into_iter().flatten();
         let at = times.fold(ping, Instant::min);
-        self.wake_no_more();
+        self.worker.wakes.cancel(&mut self.wake);
         let (id, actor) = (self.id, SessionActor::Stream(ctx.address()));
         self.wake = Some(self.worker.wakes.plan(at, Sleeper { id, actor }));
-    }
-
-    fn wake_no_more(&mut self) {
-        if let Some(planned) = self.wake.take() {
-            self.worker.wakes.cancel(planned);
-        }
     }
 
     fn run(&self, job: Job) -> Option<impl Future<Output = crate::app::Done> + use<>> {

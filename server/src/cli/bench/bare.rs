@@ -21,11 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::frames::control;
 use super::socket::BUFFER_BYTES;
 use crate::cli::{files, listen_on};
-use crate::websocket::Opcode;
-use crate::websocket::frame;
 
 /// What a loop of `write` is asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +68,7 @@ const CONNECTIONS_MAX: u64 = 20_000;
 /// Files that are no sockets: those of the runtime, the standard ones, some to spare.
 pub const OTHER_FILES: u64 = 200;
 
-/// How long a loop waits before it looks whether it is to stop.
+/// How long a loop waits for pongs before it looks whether it is to stop.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Spent {
@@ -228,19 +225,19 @@ pub struct Ping {
     pub pong: Vec<u8>,
 }
 
-/// After so long a silence a thread writes a ping to each of so many sockets, and reads the pongs; this one answers.
-/// Memory that nobody has touched for a while costs a machine more, in some much more: so does a node's. It ends early
-/// where it is stopped.
+/// After a silence a thread writes a ping to each of so many sockets, and reads the pongs; this one answers. Memory that
+/// nobody has touched for a while costs a machine more, and a node's is like that. It ends early where it is stopped.
 pub async fn ping(
     sockets: u64,
     what: Ping,
-    silence: Duration,
+    silence: impl Future<Output = ()>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Spent> {
     let sockets = connections(sockets);
     let (listener, address) = listen()?;
     let (stopped, written) = (stop.clone(), what.clone());
-    let spent = on_a_thread(move || ping_loop(&listener, sockets, &written, silence, &stopped));
+    let (begin, begun) = mpsc::channel();
+    let spent = on_a_thread(move || ping_loop(&listener, sockets, &written, &begun, &stopped));
     let mut answering = JoinSet::new();
     for mut stream in connect(address, sockets).await? {
         let Ping { mut ping, pong } = what.clone();
@@ -252,24 +249,16 @@ pub async fn ping(
             }
         });
     }
+    silence.await;
+    let _ = begin.send(());
     spent.await.context("the bare loop has stopped")?
-}
-
-impl Ping {
-    /// Of a WebSocket.
-    pub fn of_a_websocket() -> Self {
-        Self {
-            ping: frame::PING.to_vec(),
-            pong: control(Opcode::Pong, b""),
-        }
-    }
 }
 
 fn ping_loop(
     listener: &TcpListener,
     sockets: u32,
     Ping { ping, pong }: &Ping,
-    silence: Duration,
+    begun: &mpsc::Receiver<()>,
     stop: &CancellationToken,
 ) -> io::Result<Spent> {
     let mut poll = mio::Poll::new()?;
@@ -282,11 +271,8 @@ fn ping_loop(
         registry.register(&mut stream, Token(number), Interest::READABLE)?;
         streams.push(stream);
     }
-    let begin = Instant::now();
-    while begin.elapsed() < silence && !stop.is_cancelled() {
-        let left = silence.saturating_sub(begin.elapsed());
-        thread::sleep(left.min(LOOK_INTERVAL));
-    }
+    // Nobody says so where the clients did not come.
+    let _ = begun.recv();
     let own = Own::begin();
     let mut steps = 0;
     for first in (0..streams.len()).step_by(PINGS_AT_A_TIME) {

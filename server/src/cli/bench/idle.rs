@@ -8,12 +8,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::bare::{self, OTHER_FILES, Ping};
+use super::frames::control;
 use super::load::{Run, progress};
 use super::nodes::{Nodes, Reached, Reading, spent, want_files};
 use super::report::{Cost, Report, round};
 use super::{Place, SETTLE_TIME, some};
 use crate::cli::outcome::{Done, Failure, Outcome};
 use crate::delivery::Wire;
+use crate::websocket::{Opcode, frame};
 
 #[derive(Args)]
 pub struct Idle {
@@ -52,12 +54,9 @@ impl Idle {
             true => {
                 // How long the nodes have waited before each ping of a socket.
                 let silence = held.mul_f64(members.len() as f64 / pings as f64).min(held);
-                let ping = ping(nodes.wire);
-                let (bare, ()) = tokio::join!(
-                    bare::ping(members.len() as u64, ping, silence, &stop),
-                    hold("holding as many bare ones", silence, &stop),
-                );
-                report.bare(bare)
+                let silence = hold("holding as many bare ones", silence, &stop);
+                report
+                    .bare(bare::ping(members.len() as u64, ping(nodes.wire), silence, &stop).await)
             }
             false => None,
         };
@@ -108,7 +107,10 @@ fn ping(wire: Wire) -> Ping {
             ping: b"3\r\n:\n\n\r\n".to_vec(),
             pong: Vec::new(),
         },
-        _ => Ping::of_a_websocket(),
+        _ => Ping {
+            ping: frame::PING.to_vec(),
+            pong: control(Opcode::Pong, b""),
+        },
     }
 }
 
