@@ -1,7 +1,7 @@
 //! The door: which requests become a socket, which an HTTP answer, and which neither.
 
 use serde_json::Value;
-use unisono_tests::{Node, Opcode, Response, eventually, frame, upgrade_request};
+use unisono_tests::{BEARER, Node, Opcode, Response, eventually, frame, upgrade_request};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -361,8 +361,8 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     let node = Node::config("impatient").arg(patience).start().await;
     let mut wire = node.wire().await;
 
-    wire.send("POST /api/v1/emit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-        .await;
+    let head = "POST /api/v1/emit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n";
+    wire.send(format!("{head}{BEARER}\r\n{{")).await;
 
     assert_eq!(wire.response().await.status, 408);
 }

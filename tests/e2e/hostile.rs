@@ -8,8 +8,8 @@ use futures_util::future::{join, join_all};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 use unisono_tests::{
-    Node, NodeConfig, Opcode, PATIENCE, Steady, Wire, compressed_frame, eventually, frame, head,
-    pass, stream_request, upgrade_request, within,
+    BEARER, Node, NodeConfig, Opcode, PATIENCE, Steady, Wire, compressed_frame, eventually, frame,
+    head, pass, stream_request, upgrade_request, within,
 };
 
 /// Where attackers come from, so that limits for an address do not meet the others.
@@ -446,7 +446,8 @@ async fn a_thousand_of_one_address_are_too_many_where_there_is_a_limit() {
 async fn requests_without_end_cost_no_more_than_one() {
     let mut siege = Siege::of_http("1s").await;
     let node = &siege.node;
-    let request = "GET /api/v1/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".repeat(100);
+    let request =
+        format!("GET /api/v1/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n{BEARER}\r\n").repeat(100);
 
     siege
         .steady
@@ -502,14 +503,16 @@ async fn heads_of_many_lines_are_refused() {
 async fn bodies_that_drip_are_not_waited_for() {
     let mut siege = Siege::of_http("1s").await;
     let node = &siege.node;
-    let head = "POST /api/v1/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n";
+    let head = format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: 127.0.0.1\r\n{BEARER}Content-Length: 100000\r\n\r\n"
+    );
 
     siege
         .steady
         .during(async {
             let drip = async || {
                 let (mut wire, start) = (node.wire().await, Instant::now());
-                wire.send(head).await;
+                wire.send(&head).await;
                 while start.elapsed() < PATIENCE && wire.try_send(" ").await.is_ok() {
                     pass(BETWEEN_BYTES).await;
                 }

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use unisono_tests::{Api, Node, eventually, free_port};
+use unisono_tests::{Api, KEY as KEY_OF_ALL, Node, eventually, free_port};
 
 const KEY: &str = "a-key-of-the-application-0123456789abcdef";
 
@@ -537,7 +537,7 @@ async fn with_a_key_only_those_who_know_it_may_ask() {
 
 #[tokio::test]
 async fn without_a_key_only_this_machine_may_ask() {
-    let node = Node::alone("").await;
+    let node = Node::config("keyless").keyless().start().await;
     let get = |name: &'static str, value: &'static str| {
         node.api()
             .request(Method::GET, "/api/v1/nodes")
@@ -584,7 +584,10 @@ async fn an_admin_listener_takes_the_metrics_away_from_the_public_one() {
     let admin_port = free_port();
     let toml = format!("[admin]\nlisten = \"127.0.0.1:{admin_port}\"");
     let node = Node::alone(&toml).await;
-    let admin = Api::new(format!("http://127.0.0.1:{admin_port}"), None);
+    let admin = Api::new(
+        format!("http://127.0.0.1:{admin_port}"),
+        Some(KEY_OF_ALL.to_owned()),
+    );
 
     assert_eq!(admin.get("/metrics").await.status, 200);
     assert_eq!(admin.get("/health/live").await.status, 200);
@@ -617,7 +620,7 @@ async fn errors_of_the_http_server_read_like_those_of_the_api() {
 
 #[tokio::test]
 async fn without_a_key_a_proxy_of_the_default_kind_is_not_this_machine() {
-    let node = Node::alone("").await;
+    let node = Node::config("keyless").keyless().start().await;
     for head in [
         "GET /api/v1/nodes HTTP/1.0\r\nHost: 127.0.0.1:8080\r\nConnection: close\r\n\r\n",
         "GET /api/v1/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",

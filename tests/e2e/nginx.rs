@@ -47,12 +47,10 @@ async fn a_cluster_works_behind(nginx: &Nginx, mut sandbox: Sandbox) {
     clients[29].expect("psst").await;
 
     assert_eq!(nginx.api().get("/health/live").await.status, 200);
-    assert_eq!(nginx.api().get("/api/v1/nodes").await.refusal().0, 401);
+    let stranger = nginx.api().with_key(None);
+    assert_eq!(stranger.get("/api/v1/nodes").await.refusal().0, 401);
     let publication = json!({"room": "/chat-rooms/1", "event": "intruder"});
-    assert_eq!(
-        nginx.api().post("publish", publication).await.refusal().0,
-        401
-    );
+    assert_eq!(stranger.post("publish", publication).await.refusal().0, 401);
     sandbox.api(0).broadcast("fence", Value::Null).await;
     for client in &mut clients {
         client.expect("fence").await;

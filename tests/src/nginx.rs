@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::{
-    Api, Certificate, Client, Node, Process, Stream, Wire, eventually, free_port, in_repository,
+    Api, Certificate, Client, KEY, Node, Process, Stream, Wire, eventually, free_port,
+    in_repository,
 };
 
 const HINT: &str = "install nginx (Debian: apt-get install nginx)";
@@ -115,7 +116,7 @@ impl NginxConfig {
             config: self,
             port,
             tls_port,
-            api: Api::new(format!("http://127.0.0.1:{port}"), None),
+            api: Api::new(format!("http://127.0.0.1:{port}"), Some(KEY.to_owned())),
             process,
             directory,
         };

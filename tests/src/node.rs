@@ -14,6 +14,12 @@ use crate::{Api, Client, Identity, Metrics, Output, Process, Stream, Wire, event
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
+/// The API key of every node that gets none of its own: the harness's callers and [`unisono`] know it.
+pub const KEY: &str = "the-api-key-of-all-nodes-of-the-tests";
+
+/// The same, as a line of a request's head that is written by hand.
+pub const BEARER: &str = "Authorization: Bearer the-api-key-of-all-nodes-of-the-tests\r\n";
+
 /// A running `unisono`, or an example in its place, killed on drop.
 #[derive(Debug)]
 pub struct Node {
@@ -33,6 +39,7 @@ pub struct NodeConfig {
     port: u16,
     nats: Vec<String>,
     keys: Vec<String>,
+    keyless: bool,
     cluster: String,
     toml: String,
     env: Vec<(String, String)>,
@@ -87,10 +94,17 @@ impl NodeConfig {
         self
     }
 
-    /// An API key it accepts; the node's [`Api`] uses the first one.
+    /// An API key it accepts, in place of [`KEY`]; the node's [`Api`] uses the first one.
     #[must_use]
     pub fn key(mut self, key: &str) -> Self {
         self.keys.push(key.to_owned());
+        self
+    }
+
+    /// No API key in its configuration: its [`Api`] has none either.
+    #[must_use]
+    pub fn keyless(mut self) -> Self {
+        self.keyless = true;
         self
     }
 
@@ -160,6 +174,14 @@ impl NodeConfig {
         Node::run(self, directory).await
     }
 
+    /// The API keys of its configuration.
+    fn keys(&self) -> Vec<String> {
+        match self.keys.is_empty() && !self.keyless {
+            true => vec![KEY.to_owned()],
+            false => self.keys.clone(),
+        }
+    }
+
     /// The letter by which its URLs differ from those without TLS.
     fn s(&self) -> &'static str {
         if self.tls { "s" } else { "" }
@@ -171,11 +193,11 @@ impl NodeConfig {
             name,
             port,
             nats,
-            keys,
             cluster,
             toml,
             ..
         } = self;
+        let keys = self.keys();
         format!(
             "listen = \"127.0.0.1:{port}\"\n\n\
              [cluster]\nname = \"unisono\"\nnode_name = \"{name}\"\nnats = {nats:?}\n{cluster}\n\
@@ -202,6 +224,7 @@ impl Node {
             port: 0,
             nats: vec![],
             keys: vec![],
+            keyless: false,
             cluster: String::new(),
             toml: String::new(),
             env: vec![],
@@ -245,7 +268,7 @@ impl Node {
         .await;
         let api = Api::new(
             format!("http{}://127.0.0.1:{port}", config.s()),
-            config.keys.first().cloned(),
+            config.keys().first().cloned(),
         );
         let node = Self {
             config,
@@ -287,7 +310,7 @@ impl Node {
         format!("ws{}://127.0.0.1:{}{path}", self.config.s(), self.port)
     }
 
-    /// Its HTTP API, with its first key where it has one.
+    /// Its HTTP API, with its first key if it has one.
     pub fn api(&self) -> &Api {
         &self.api
     }
@@ -373,13 +396,16 @@ impl Node {
     }
 }
 
-/// The command `unisono`, without any variable of this process's environment that would configure it.
+/// The command `unisono`, without any variable of this process's environment that would configure it, and with
+/// [`KEY`] for what it asks of nodes.
 ///
 /// # Panics
 /// When the binary was not built.
 pub fn unisono() -> Command {
     let given = env::var_os("UNISONO_BIN").map(PathBuf::from);
-    unconfigured(&given.unwrap_or_else(|| built("unisono")))
+    let mut command = unconfigured(&given.unwrap_or_else(|| built("unisono")));
+    command.env("UNISONO_KEY", KEY);
+    command
 }
 
 /// The other build for the tests of mixed versions: the example `next`, which is to this build what the next minor

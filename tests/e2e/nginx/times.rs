@@ -1,7 +1,7 @@
 //! Who waits for whom, and for how long.
 
 use tokio_tungstenite::tungstenite::Message;
-use unisono_tests::is_held;
+use unisono_tests::{BEARER, is_held};
 
 use super::*;
 
@@ -82,8 +82,9 @@ async fn a_request_that_drips_in_is_cut() {
         .set("client_body_timeout 10s;", "client_body_timeout 1s;")
         .start()
         .await;
-    let body = "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
-    for start in ["G", "GET /x HTTP/1.1\r\nHost: x\r\nX-", body] {
+    let head = "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n";
+    let body = format!("{head}{BEARER}\r\n{{");
+    for start in ["G", "GET /x HTTP/1.1\r\nHost: x\r\nX-", &body] {
         let mut wire = nginx.wire().await;
         wire.send(start).await;
         wire.expect_eof().await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 use tokio::sync::watch;
-use unisono_tests::{Api, Ledger};
+use unisono_tests::{Api, KEY, Ledger};
 
 /// The room of the URL of every client.
 pub const HOME: &str = "/home";
@@ -170,7 +170,7 @@ impl World {
 
 /// The HTTP API at that port.
 pub fn api_of(port: u16) -> Api {
-    Api::new(format!("http://127.0.0.1:{port}"), None)
+    Api::new(format!("http://127.0.0.1:{port}"), Some(KEY.to_owned()))
 }
 
 /// Nothing panics with one of these in its hands but the whole run.
