@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::envelope::Status;
+use crate::json::check_data;
 use crate::name::{NameError, SERVER_EVENT_PREFIX};
 use crate::{EventName, NodeId, RoomName, SocketId};
 
@@ -260,10 +261,7 @@ impl ClientMessage {
             .map_err(|_| (ErrorCode::BadMessage, "`event` is a text".into(), None))?;
         let name = event_name(&event).map_err(with(None))?;
         let command = match event.strip_prefix(SERVER_EVENT_PREFIX) {
-            None => Ok(Command::Event {
-                name,
-                data: outer.data.map(json_text),
-            }),
+            None => for_others(outer.data).map(|data| Command::Event { name, data }),
             Some(verb) => Self::server_command(verb, outer.data),
         };
         command.map_err(with(Some(event)))
@@ -280,7 +278,7 @@ impl ClientMessage {
                 Ok(Command::Publish {
                     room: room_name(&room)?,
                     name: user_event_name(&event)?,
-                    data: data.map(json_text),
+                    data: for_others(data)?,
                 })
             }
             "emit" => {
@@ -288,7 +286,7 @@ impl ClientMessage {
                 Ok(Command::Emit {
                     to: to.into(),
                     name: user_event_name(&event)?,
-                    data: data.map(json_text),
+                    data: for_others(data)?,
                 })
             }
             _ => Err((
@@ -323,6 +321,16 @@ fn user_event_name(text: &str) -> Result<EventName, (ErrorCode, String)> {
         NameError::Reserved => (ErrorCode::Forbidden, error.to_string()),
         error => (ErrorCode::BadMessage, error.to_string()),
     })
+}
+
+/// The data of what others are sent, who have to be able to read it.
+fn for_others(data: Option<&RawValue>) -> Result<Option<Bytes>, (ErrorCode, String)> {
+    let Some(data) = data else {
+        return Ok(None);
+    };
+    check_data(data.get().as_bytes())
+        .map_err(|error| (ErrorCode::BadMessage, format!("`data` {error}")))?;
+    Ok(Some(json_text(data)))
 }
 
 fn json_text(value: &RawValue) -> Bytes {
@@ -594,6 +602,46 @@ mod tests {
             refused(r#"{"event":"unisono:emit","data":{"to":[],"event":"unisono:gap"}}"#).0,
             Forbidden
         );
+        assert_eq!(
+            refused(r#"{"event":"e","data":"\ud800","id":1}"#),
+            (BadMessage, Some("1".into()), Some("e".into()))
+        );
+    }
+
+    #[test]
+    fn data_that_others_cannot_read_is_refused() {
+        let deep = "[".repeat(20_000) + &"]".repeat(20_000);
+        for (data, why) in [
+            (
+                &*deep,
+                "`data` is nested too deeply: a message has at most 128 levels",
+            ),
+            (r#"["\udc00"]"#, "`data` has a lone surrogate"),
+            ("1e999", "`data` has a number beyond a double"),
+            (
+                r#"{"\u0000":1}"#,
+                "`data` has a name that begins with U+0000",
+            ),
+        ] {
+            for message in [
+                format!(r#"{{"event":"e","data":{data}}}"#),
+                format!(
+                    r#"{{"event":"unisono:publish","data":{{"room":"r","event":"e","data":{data}}}}}"#
+                ),
+                format!(
+                    r#"{{"event":"unisono:emit","data":{{"to":[],"event":"e","data":{data}}}}}"#
+                ),
+            ] {
+                let refusal = ClientMessage::parse(&message).expect_err(why);
+                assert_eq!(
+                    (refusal.code, &*refusal.message),
+                    (ErrorCode::BadMessage, why)
+                );
+            }
+            // Nobody but the sender gets it.
+            let ping = format!(r#"{{"event":"unisono:ping","data":{data}}}"#);
+            assert!(ClientMessage::parse(&ping).is_ok(), "{why}");
+        }
     }
 
     proptest! {

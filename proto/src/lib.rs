@@ -8,6 +8,7 @@ pub mod client;
 pub mod close;
 pub mod envelope;
 pub mod id;
+pub mod json;
 pub mod name;
 pub mod wire;
 

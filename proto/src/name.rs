@@ -106,7 +106,7 @@ impl EventName {
 
     /// As [`EventName::parse`], for those who may not speak in the server's name.
     pub fn parse_user(text: &str) -> Result<Self, NameError> {
-        if text.starts_with(SERVER_EVENT_PREFIX) {
+        if is_reserved(text) {
             return Err(NameError::Reserved);
         }
         Self::parse(text)
@@ -132,6 +132,11 @@ impl UserName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether an event of that name is the server's own. Nobody else may send one, through whichever door.
+pub fn is_reserved(event: &str) -> bool {
+    event.starts_with(SERVER_EVENT_PREFIX)
 }
 
 fn check_line(text: &str) -> Result<(), NameError> {

@@ -12,6 +12,7 @@ use crate::envelope::{
     Request, RoomsPage, RoomsQuery, Seat, SocketInfo, SocketsPage, SocketsQuery, Status, TailPage,
     TailQuery, Target, Text, Told, TraceContext,
 };
+use crate::json::speaks_for_server;
 use crate::{Close, EventName, NodeId, RoomName, SocketId, UserName};
 
 #[allow(
@@ -217,16 +218,18 @@ fn read_payload(message: Option<pb::Payload>) -> Result<Payload, WireError> {
     let kind = message.and_then(|payload| payload.kind);
     match kind.ok_or(WireError::Field("payload"))? {
         pb::payload::Kind::Event(pb::Event { name, data }) => Ok(Payload::Event {
-            name: EventName::parse(&name).map_err(|_| WireError::Field("event"))?,
+            // No node sends clients an event of the server's own by way of another.
+            name: EventName::parse_user(&name).map_err(|_| WireError::Field("event"))?,
             // Goes into a text frame as it is.
             data: data
                 .map(|data| Text::from_utf8(data).map(Text::into_bytes))
                 .transpose()
                 .map_err(|_| WireError::Field("data"))?,
         }),
-        pb::payload::Kind::Text(text) => Text::from_utf8(text)
-            .map(Payload::Text)
-            .map_err(|_| WireError::Field("text")),
+        pb::payload::Kind::Text(text) => match Text::from_utf8(text) {
+            Ok(text) if !speaks_for_server(text.as_bytes()) => Ok(Payload::Text(text)),
+            _ => Err(WireError::Field("text")),
+        },
         pb::payload::Kind::Binary(bytes) => Ok(Payload::Binary(bytes)),
     }
 }
@@ -952,6 +955,28 @@ mod tests {
         assert_eq!(read_status(7), Status::Timeout);
         let bytes = unknown(NodeId::new(1), 1).encode_to_vec();
         assert_eq!(decode(bytes.into()).unwrap().body, Body::Unknown);
+    }
+
+    #[test]
+    fn no_payload_speaks_for_the_server() {
+        let event = |name: &str| {
+            read_payload(Some(pb::Payload {
+                kind: Some(pb::payload::Kind::Event(pb::Event {
+                    name: name.to_owned(),
+                    data: None,
+                })),
+            }))
+        };
+        let text = |text: &'static str| {
+            read_payload(Some(pb::Payload {
+                kind: Some(pb::payload::Kind::Text(Bytes::from_static(text.as_bytes()))),
+            }))
+        };
+        assert_eq!(event("unisono:gap"), Err(WireError::Field("event")));
+        assert!(event("unisono").is_ok());
+        let gap = r#"{"event":"unisono:gap"}"#;
+        assert_eq!(text(gap), Err(WireError::Field("text")));
+        assert!(text(r#"{"event":"mine","data":"unisono:gap"}"#).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use cluster::{AskError, Budget, Cluster, Permit};
 use futures_util::future::Either;
+use proto::json::check_data;
 use proto::{Close, NodeId, Payload, RoomName, SocketId, UserName};
 use serde::Deserialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -329,7 +330,10 @@ fn read_answer(answer: &Bytes) -> Result<Option<Bytes>, NoAck> {
         return Err(NoAck::Failed(error.into()));
     }
     match serde_json::from_slice::<&RawValue>(answer) {
-        Ok(json) => Ok(Some(answer.slice_ref(json.get().as_bytes()))),
+        Ok(json) => match check_data(json.get().as_bytes()) {
+            Ok(()) => Ok(Some(answer.slice_ref(json.get().as_bytes()))),
+            Err(error) => Err(NoAck::Failed(format!("the application's answer {error}"))),
+        },
         Err(_) => {
             let why = "the application answered with something else than JSON";
             Err(NoAck::Failed(why.to_owned()))
@@ -393,5 +397,6 @@ mod tests {
         }
         assert!(matches!(read(r#"{"error":"no","more":1}"#), Ok(Some(_))));
         assert!(matches!(read("garbage"), Err(NoAck::Failed(_))));
+        assert!(matches!(read("1e999"), Err(NoAck::Failed(_))));
     }
 }

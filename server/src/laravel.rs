@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use proto::envelope::Text;
+use proto::json::{Unreadable, check_message, speaks_for_server};
 use proto::name::{NAME_BYTES_MAX, NameError};
 use proto::{RoomName, SocketId};
 use redis::aio::{PubSub, PubSubSink};
@@ -123,12 +124,16 @@ enum Bad {
     NotText(#[from] Utf8Error),
     #[error("it is not a JSON object")]
     NotAnObject,
+    #[error("it {0}")]
+    Unreadable(#[from] Unreadable),
     #[error("it is not what Laravel sends: {0}")]
     NotABroadcast(#[from] serde_json::Error),
     #[error("the channel is not UTF-8, or lacks the prefix")]
     Channel,
     #[error("the channel names no room: {0}")]
-    Room(#[from] NameError),
+    Room(NameError),
+    #[error(transparent)]
+    Event(NameError),
 }
 
 /// What is read of a payload. `data` is the clients' business.
@@ -305,7 +310,7 @@ impl Channels {
     fn room(&self, channel: &[u8]) -> Result<RoomName, Bad> {
         let channel = std::str::from_utf8(channel).map_err(|_| Bad::Channel)?;
         let name = channel.strip_prefix(&self.prefix).ok_or(Bad::Channel)?;
-        Ok(RoomName::parse(name)?)
+        RoomName::parse(name).map_err(Bad::Room)
     }
 
     /// A prefix that may have been forgotten in the configuration; each only once.
@@ -343,6 +348,10 @@ fn read(payload: &[u8]) -> Result<(Text, Option<SocketId>), Bad> {
         return Err(Bad::NotAnObject);
     }
     let Payload { socket, .. } = serde_json::from_str(text)?;
+    check_message(payload)?;
+    if speaks_for_server(payload) {
+        return Err(Bad::Event(NameError::Reserved));
+    }
     let socket: Option<String> = socket.and_then(|raw| serde_json::from_str(raw.get()).ok());
     let except = socket.and_then(|socket| SocketId::parse(&socket).ok());
     Ok((Text::from_utf8(Bytes::copy_from_slice(payload))?, except))
@@ -464,13 +473,24 @@ mod tests {
         assert!(read(payload(fits).as_bytes()).is_ok());
         let longer = read(payload(fits + 1).as_bytes());
         assert!(matches!(longer, Err(Bad::TooLong { bytes }) if bytes == TEXT_BYTES_MAX + 1));
-        // Depth is no danger either: what is not wanted is skipped, not built.
-        let deep = format!(
-            r#"{{"event":"x","data":{}{}}}"#,
-            "[".repeat(100_000),
-            "]".repeat(100_000)
-        );
-        assert!(read(deep.as_bytes()).is_ok());
+        // Depth is no danger to this node either: what is not wanted is skipped, not built.
+        let deep = |levels| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            read(format!(r#"{{"event":"x","data":{open}{close}}}"#).as_bytes())
+        };
+        assert!(deep(127).is_ok());
+        for levels in [128, 100_000] {
+            assert!(matches!(deep(levels), Err(Bad::Unreadable(_))), "{levels}");
+        }
+    }
+
+    #[test]
+    fn a_payload_does_not_speak_for_the_server() {
+        for event in ["unisono:closing", r"\u0075nisono:gap"] {
+            let payload = format!(r#"{{"event":"{event}","data":{{"code":4000}}}}"#);
+            assert!(matches!(read(payload.as_bytes()), Err(Bad::Event(_))));
+        }
+        assert!(read(br#"{"event":"x","data":{"event":"unisono:gap"}}"#).is_ok());
     }
 
     #[test]

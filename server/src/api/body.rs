@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use proto::client::{OneOrMany, present};
+use proto::json::{check_data, speaks_for_server};
 use proto::name::NameError;
 use proto::{Close, EventName, Payload, RoomName, UserName};
 use serde::Deserialize;
@@ -123,12 +124,13 @@ impl Content<'_> {
         match (self.event, self.text, self.binary) {
             (Some(event), None, None) => Ok(Payload::Event {
                 name: EventName::parse_user(event).map_err(bad_event)?,
-                data: self
-                    .data
-                    .map(|data| Bytes::copy_from_slice(data.get().as_bytes())),
+                data: self.data.map(readable).transpose()?,
             }),
             (None, _, _) if self.data.is_some() => {
                 Err(ApiError::bad("`data` goes with `event`".to_owned()))
+            }
+            (None, Some(text), None) if speaks_for_server(text.as_bytes()) => {
+                Err(bad_event(NameError::Reserved))
             }
             (None, Some(text), None) => Ok(Payload::Text(text.to_owned().into())),
             (None, None, Some(binary)) => BASE64_STANDARD
@@ -140,6 +142,13 @@ impl Content<'_> {
             )),
         }
     }
+}
+
+/// The data, where all who are sent it can read it.
+fn readable(data: &RawValue) -> Result<Bytes, ApiError> {
+    let data = data.get().as_bytes();
+    check_data(data).map_err(|error| ApiError::bad(format!("`data` {error}")))?;
+    Ok(Bytes::copy_from_slice(data))
 }
 
 fn bad_event(error: NameError) -> ApiError {

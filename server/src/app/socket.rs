@@ -8,8 +8,11 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use proto::{RoomName, SocketId, UserName};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tracing::warn;
 
 use crate::delivery::payload_frame;
+use crate::seldom::Seldom;
 use crate::session::SessionRef;
 use crate::unisono::{Disconnect, Outgoing, SendError, Unisono, event, text};
 use proto::Payload;
@@ -45,6 +48,9 @@ use proto::envelope::Status;
 /// ```
 #[derive(Clone)]
 pub struct Socket(pub(crate) Arc<Inner>);
+
+/// Texts that speak for the server.
+static REFUSED: Seldom = Seldom::new();
 
 pub(crate) struct Inner {
     pub(crate) session: OnceLock<SessionRef>,
@@ -130,9 +136,18 @@ impl Socket {
         Ok(self.deliver(&event(name, data)?))
     }
 
-    /// Sends a bare text frame to this client.
+    /// Sends a bare text frame to this client. One that reads as an event of the server's own is
+    /// [`Dropped`](Status::Dropped), with a line in the log.
     pub fn send_text(&self, frame: impl Into<String>) -> Status {
-        self.deliver(&text(frame))
+        match text(frame) {
+            Ok(text) => self.deliver(&text),
+            Err(error) => {
+                if let Some(frames) = REFUSED.add(Instant::now(), 1) {
+                    warn!(%error, frames, "texts of the application were not sent");
+                }
+                Status::Dropped
+            }
+        }
     }
 
     /// Sends a bare binary frame to this client.

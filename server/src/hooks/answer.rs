@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use proto::json::check_data;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -90,7 +91,13 @@ fn one(answer: &RawValue) -> Option<HookAnswer> {
             if ack.is_none() && !answer.is_empty() {
                 return None;
             }
-            HookAnswer::Ack(ack.map(|ack| Bytes::copy_from_slice(ack.get().as_bytes())))
+            match ack.map(|ack| ack.get().as_bytes()) {
+                None => HookAnswer::Ack(None),
+                Some(ack) => match check_data(ack) {
+                    Ok(()) => HookAnswer::Ack(Some(Bytes::copy_from_slice(ack))),
+                    Err(error) => HookAnswer::Failed(format!("the application's answer {error}")),
+                },
+            }
         }
     })
 }
@@ -119,7 +126,8 @@ mod tests {
             "3":{"ack":null,"error":null},
             "4":{},
             "5":{"ack":1,"error":"both","more":[]},
-            "7":{"error":{"code":"x","message":"no"}}
+            "7":{"error":{"code":"x","message":"no"}},
+            "8":{"ack":["\ud800"]}
         },"actions":[{"emit":{"data":123456789012345678901234567890}}, 1],"more":1} "#;
         let mut answers = Answers::parse(body).unwrap();
         let number_for_number = ack(r#"{"b":123456789012345678901234567890,"a":1.50}"#);
@@ -130,6 +138,9 @@ mod tests {
         assert_eq!(answers.remove("5"), HookAnswer::Failed("both".to_owned()));
         assert_eq!(answers.remove("6"), HookAnswer::Ack(None));
         assert_eq!(answers.remove("7"), HookAnswer::Failed("no".to_owned()));
+        let unreadable = "the application's answer has a lone surrogate";
+        let unreadable = HookAnswer::Failed(unreadable.to_owned());
+        assert_eq!(answers.remove("8"), unreadable);
         let actions: Vec<_> = answers.actions.iter().map(|action| action.get()).collect();
         let number_for_number = r#"{"emit":{"data":123456789012345678901234567890}}"#;
         assert_eq!(actions, [number_for_number, "1"]);

@@ -16,17 +16,6 @@ use crate::auth::{Denied, Grant};
 use crate::events::{Event, Kind, NoAck};
 use crate::tail::{self, Passed};
 
-/// Whether common readers of JSON take the data: nested at most 128 deep, no lone surrogates, no numbers beyond a
-/// double. One client's event must not make a whole request unreadable to an application.
-fn is_common(payload: &Payload) -> bool {
-    match payload {
-        Payload::Event {
-            data: Some(data), ..
-        } => serde_json::from_slice::<serde_json::Value>(data).is_ok(),
-        _ => true,
-    }
-}
-
 impl Session {
     /// Hands what a client sent to its handler; back, where there is none.
     pub(super) fn handle(
@@ -116,10 +105,6 @@ impl Session {
         payload: &Payload,
         ctx: &mut Context<Self>,
     ) {
-        if !is_common(payload) {
-            let why = "data that not every program can read: too deep, half a character, or a number too large";
-            return self.refuse_event(id, payload, (ErrorCode::BadMessage, why));
-        }
         self.show(payload);
         let event = Event {
             kind: Kind::Message(payload),

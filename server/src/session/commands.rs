@@ -6,6 +6,7 @@ use actix::{AsyncContext, Context};
 use cluster::Permit;
 use proto::client::{ClientId, ClientMessage, Command, ErrorCode, Refusal, room_data};
 use proto::envelope::{Act, Payload};
+use proto::json::speaks_for_server;
 use proto::{Audience, Close, Publication, RoomName};
 
 use super::{Emitted, Session, Stall};
@@ -165,6 +166,13 @@ impl Session {
                 return self.refuse_event(id, &payload, denied);
             }
         };
+        // Members of a raw room may have joined it from one of JSON, and take a bare text for the server's own.
+        if let Payload::Text(text) = &payload
+            && speaks_for_server(text.as_bytes())
+        {
+            let denied = (ErrorCode::Forbidden, "only the server speaks for itself");
+            return self.refuse_event(id, &payload, denied);
+        }
         if !self.is_in(&self.home) {
             let message = "not a member of the room of the URL any more";
             return self.refuse_event(id, &payload, (ErrorCode::NotJoined, message));

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cluster::Sent;
 use proto::close::CloseError;
 use proto::envelope::{Act, SocketsPage, SocketsQuery, Target};
+use proto::json::{Unreadable, check_data, speaks_for_server};
 use proto::name::NameError;
 use proto::{Audience, Close, EventName, Payload, RoomName, SocketId};
 use serde::Serialize;
@@ -47,6 +48,9 @@ pub enum SendError {
     /// Data that cannot be written as JSON.
     #[error("data that is no JSON: {0}")]
     Data(#[from] serde_json::Error),
+    /// Data that not every reader of JSON can read.
+    #[error("the data {0}")]
+    Unreadable(#[from] Unreadable),
     /// Too large, or too much is on its way.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -119,13 +123,19 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// An event with its data.
 pub(crate) fn event(name: &str, data: impl Serialize) -> Result<Payload, SendError> {
     let name = EventName::parse_user(name)?;
-    let data = Some(Bytes::from(serde_json::to_vec(&data)?));
+    let data = serde_json::to_vec(&data)?;
+    check_data(&data)?;
+    let data = Some(Bytes::from(data));
     Ok(Payload::Event { name, data })
 }
 
-/// A bare text frame.
-pub(crate) fn text(frame: impl Into<String>) -> Payload {
-    Payload::Text(frame.into().into())
+/// A bare text frame, which does not speak for the server.
+pub(crate) fn text(frame: impl Into<String>) -> Result<Payload, NameError> {
+    let frame = frame.into();
+    match speaks_for_server(frame.as_bytes()) {
+        true => Err(NameError::Reserved),
+        false => Ok(Payload::Text(frame.into())),
+    }
 }
 
 fn audiences(to: impl Rooms) -> Result<Vec<Audience>, SendError> {
@@ -161,7 +171,7 @@ impl Unisono {
         to: T,
         frame: impl Into<String>,
     ) -> Result<T::Reached, SendError> {
-        self.emit_payload(to, text(frame)).await
+        self.emit_payload(to, text(frame)?).await
     }
 
     /// Sends a bare binary frame to sockets.
@@ -211,7 +221,7 @@ impl Unisono {
 
     /// Publishes a bare text frame to a room.
     pub fn publish_text(&self, to: impl Rooms, frame: impl Into<String>) -> Outgoing {
-        self.outgoing(audiences(to).map(|to| (to, text(frame))))
+        self.outgoing(audiences(to).and_then(|to| Ok((to, text(frame)?))))
     }
 
     /// Publishes a bare binary frame to a room.
@@ -226,7 +236,8 @@ impl Unisono {
 
     /// Sends a bare text frame to every socket of the cluster.
     pub fn broadcast_text(&self, frame: impl Into<String>) -> Outgoing {
-        self.outgoing(Ok((vec![Audience::Everyone], text(frame))))
+        let text = text(frame).map_err(SendError::from);
+        self.outgoing(text.map(|text| (vec![Audience::Everyone], text)))
     }
 
     /// Sends a bare binary frame to every socket of the cluster.
@@ -407,7 +418,7 @@ impl<T: To + 'static> IntoFuture for Disconnect<T> {
 impl ResponseError for SendError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::Name(_) | Self::Close(_) => StatusCode::BAD_REQUEST,
+            Self::Name(_) | Self::Unreadable(_) | Self::Close(_) => StatusCode::BAD_REQUEST,
             Self::Data(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Publish(PublishError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Publish(PublishError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
