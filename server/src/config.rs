@@ -227,6 +227,8 @@ pub struct Hooks {
     #[serde(deserialize_with = "size")]
     pub answer_bytes: usize,
     pub batch: usize,
+    #[serde(deserialize_with = "size")]
+    pub batch_bytes: usize,
     pub lanes: usize,
     pub queue: usize,
     #[serde(deserialize_with = "size")]
@@ -798,6 +800,7 @@ impl Config {
             (sockets.handshake_burst as usize, "sockets.handshake_burst"),
             (rebalance_rate as usize, "rebalance.rate"),
             (self.hooks.batch, "hooks.batch"),
+            (self.hooks.batch_bytes, "hooks.batch_bytes"),
             (self.hooks.lanes, "hooks.lanes"),
             (self.hooks.queue, "hooks.queue"),
             (self.tracing.queue, "tracing.queue"),

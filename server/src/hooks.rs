@@ -460,9 +460,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_has_a_mebibyte_or_one_event() {
+    async fn a_request_has_batch_bytes_or_one_event() {
         let mut endpoint = Endpoint::start().await;
-        let hooks = start(&config(&endpoint.url));
+        let config = config(&endpoint.url);
+        assert_eq!(config.batch_bytes, 1 << 20);
+        let hooks = start(&config);
         let large = |id: &str, bytes: usize| HookEvent {
             json: format!("{{\"n\":{id},\"text\":\"{}\"}}", "x".repeat(bytes)).into(),
             ..event(id, 0)
@@ -479,6 +481,144 @@ mod tests {
             assert_eq!(request.events(), events);
             request.answer("200 OK", "");
         }
+
+        // `{"events":[{"n":1},{"n":2}]}` has 28 bytes.
+        let hooks = start(&config::Hooks {
+            batch_bytes: 28,
+            ..config
+        });
+        let _ = hooks.send(event("0", 0));
+        let first = endpoint.next().await;
+        for id in ["1", "2", "3"] {
+            let _ = hooks.send(event(id, 0));
+        }
+        first.answer("200 OK", "");
+        for events in [&[1, 2][..], &[3]] {
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), events);
+            request.answer("200 OK", "");
+        }
+    }
+
+    /// Hands over a batch of the events 1 to 5, and returns what waits for their answers.
+    async fn send_a_batch(
+        endpoint: &mut Endpoint,
+        hooks: &Hooks,
+    ) -> [oneshot::Receiver<HookAnswer>; 5] {
+        let _ = hooks.send(event("0", 0));
+        let first = endpoint.next().await;
+        let answers = ["1", "2", "3", "4", "5"].map(|id| send_waiting(hooks, id));
+        first.answer("200 OK", "");
+        answers
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_too_large_goes_again_in_halves() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        let answers = send_a_batch(&mut endpoint, &hooks).await;
+        let mut ids = std::collections::HashSet::new();
+        let mut taken = Vec::new();
+        // 503: a half has retries as any other request.
+        for (status, events) in [
+            ("413 No", &[1, 2, 3, 4, 5][..]),
+            ("413 No", &[1, 2]),
+            ("200 OK", &[1]),
+            ("200 OK", &[2]),
+            ("503 Not now", &[3, 4, 5]),
+            ("413 No", &[3, 4, 5]),
+            ("413 No", &[3]),
+            ("200 OK", &[4, 5]),
+        ] {
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), events);
+            let seconds = request.headers["webhook-timestamp"].parse().unwrap();
+            let at = UNIX_EPOCH + Duration::from_secs(seconds);
+            let signer = Signer::new(SECRET).unwrap();
+            for (name, value) in signer.headers(&request.id(), at, &request.body) {
+                assert_eq!(request.headers[name], value, "signed by itself");
+            }
+            ids.insert(request.id());
+            if status == "200 OK" {
+                taken.extend_from_slice(events);
+            }
+            request.answer(status, "");
+        }
+        assert_eq!(taken, [1, 2, 4, 5], "in order, without the one too large");
+        assert_eq!(ids.len(), 7, "each half has its own, and keeps it");
+        for (nth, answer) in answers.into_iter().enumerate() {
+            let expected = match nth {
+                2 => HookAnswer::Unavailable("larger than the application takes"),
+                _ => HookAnswer::Ack(None),
+            };
+            assert_eq!(answer.await.unwrap(), expected, "{nth}");
+        }
+        assert_eq!(hooks.waiting(), 0, "places are given back before answers");
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_refused_does_not_cost_the_others() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        for status in ["400 No", "422 No"] {
+            let answers = send_a_batch(&mut endpoint, &hooks).await;
+            let serve = async {
+                loop {
+                    let request = endpoint.next().await;
+                    match request.events().contains(&4) {
+                        true => request.answer(status, ""),
+                        false => request.answer("200 OK", ""),
+                    }
+                }
+            };
+            let answered = futures_util::future::join_all(answers);
+            let answers = tokio::select! {
+                answers = answered => answers,
+                () = serve => unreachable!("it serves for ever"),
+            };
+            for (nth, answer) in answers.into_iter().enumerate() {
+                let taken = answer == Ok(HookAnswer::Ack(None));
+                assert_eq!(taken, nth != 3, "{status} {nth}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_not_halved_where_each_event_would_be_refused() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config(&endpoint.url));
+        for status in ["401 No", "404 No", "410 No"] {
+            let answers = send_a_batch(&mut endpoint, &hooks).await;
+            let request = endpoint.next().await;
+            assert_eq!(request.events(), [1, 2, 3, 4, 5]);
+            request.answer(status, "");
+            for answer in answers {
+                let refused = "the application refused the request";
+                assert_eq!(answer.await.unwrap(), HookAnswer::Unavailable(refused));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn halves_have_the_time_of_their_batch() {
+        let mut endpoint = Endpoint::start().await;
+        let hooks = start(&config::Hooks {
+            // Whoever asks for more time than there is gets no other attempt.
+            retry_delay_max: Duration::from_secs(7200),
+            retry_for: Duration::from_secs(3600),
+            ..config(&endpoint.url)
+        });
+        let answers = send_a_batch(&mut endpoint, &hooks).await;
+        endpoint.next().await.answer("413 No", "");
+        let half = endpoint.next().await;
+        assert_eq!(half.events(), [1, 2]);
+        half.answer("503 No\r\nretry-after: 3601", "");
+        for answer in answers {
+            let unreachable = HookAnswer::Unavailable("the application cannot be reached");
+            assert_eq!(answer.await.unwrap(), unreachable);
+        }
+        let _ = hooks.send(event("6", 0));
+        assert_eq!(endpoint.next().await.events(), [6], "nothing is left");
     }
 
     #[tokio::test]
@@ -559,22 +699,15 @@ mod tests {
         let unreachable = HookAnswer::Unavailable("the application cannot be reached");
         let mut endpoint = Endpoint::start().await;
         let hooks = start(&config::Hooks {
-            retry_for: Duration::from_millis(500),
+            retry_delay_max: Duration::from_secs(7200),
+            retry_for: Duration::from_secs(3600),
             ..config(&endpoint.url)
         });
-        let mut answer = send_waiting(&hooks, "0");
-        let mut attempts = 0;
-        let answer = loop {
-            tokio::select! {
-                answer = &mut answer => break answer,
-                request = endpoint.next() => {
-                    attempts += 1;
-                    request.answer("503 Not now", "");
-                }
-            }
-        };
-        assert_eq!(answer.unwrap(), unreachable);
-        assert!(attempts >= 2, "{attempts}");
+        let answer = send_waiting(&hooks, "0");
+        endpoint.next().await.answer("503 Not now", "");
+        let again = endpoint.next().await;
+        again.answer("503 Not before it is over\r\nretry-after: 3601", "");
+        assert_eq!(answer.await.unwrap(), unreachable);
 
         let silent = Endpoint::start().await;
         let hooks = start(&config::Hooks {

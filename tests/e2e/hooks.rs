@@ -277,6 +277,51 @@ async fn what_comes_of_each_answer() {
 }
 
 #[tokio::test]
+async fn an_application_that_takes_small_bodies_gets_all_that_fits() {
+    // As nginx before it with a small `client_max_body_size`.
+    let taken = |request: &Request| match request.bytes.len() > 2_000 {
+        true => Reply::Status(413),
+        false => ack_all(request, &json!({})),
+    };
+    let endpoint = Endpoint::start(taken).await;
+    let hooks = "batch_bytes = \"8KiB\"\nlanes = 1\ntimeout = \"60s\"\n";
+    let sandbox = sandbox(&endpoint.url(), hooks).await;
+    let mut client = sandbox.client(0, "/asked/1").await;
+    endpoint.hold();
+    for n in 0..50 {
+        let padding = if n == 20 { 3_000 } else { 300 };
+        let data = json!({"n": n, "padding": "x".repeat(padding)});
+        client.send("say", data).await;
+    }
+    eventually("all of them wait", async || {
+        metric(&sandbox, "unisono_hook_events_waiting").await == 50.0
+    })
+    .await;
+    endpoint.release();
+    let last = client.ack("say", json!({"n": 50})).await;
+    assert_eq!(last, json!({}));
+
+    let requests = endpoint.requests();
+    let taken = requests.iter().filter(|request| request.status == 200);
+    let taken: Vec<_> = taken.flat_map(|request| &request.events).collect();
+    let numbers: Vec<_> = taken
+        .iter()
+        .map(|event| event["data"]["n"].as_u64())
+        .collect();
+    let all_but_one: Vec<_> = (0..=50).filter(|n| *n != 20).map(Some).collect();
+    assert_eq!(numbers, all_but_one, "in order, once");
+    let bounded = |request: &Request| request.bytes.len() <= 8 << 10;
+    assert!(requests.iter().all(bounded), "before it is sent");
+    let ids: BTreeSet<_> = requests
+        .iter()
+        .map(|request| &request.headers["webhook-id"])
+        .collect();
+    assert_eq!(ids.len(), requests.len(), "none is tried again as it was");
+    let failed = "unisono_hook_events_total{result=\"failed\"}";
+    assert_eq!(metric(&sandbox, failed).await, 1.0);
+}
+
+#[tokio::test]
 async fn an_absent_endpoint_costs_an_error_in_time() {
     let url = format!("http://127.0.0.1:{}/", free_port());
     let sandbox = sandbox(&url, "timeout = \"300ms\"\nretry_for = \"300ms\"\n").await;

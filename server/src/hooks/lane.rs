@@ -40,6 +40,7 @@ pub struct Application {
     act: Act,
     troubles: Seldom,
     losses: Seldom,
+    halvings: Seldom,
     nonsense: Seldom,
     excesses: Seldom,
 }
@@ -61,9 +62,6 @@ enum Failure {
     Refused(StatusCode),
 }
 
-/// Most bytes of a request, unless one event alone has more.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
-
 /// Most that one answer may ask to be done.
 const ACTIONS_MAX: usize = 1000;
 
@@ -76,6 +74,7 @@ const BODY_END: &[u8] = b"]}";
 /// For clients.
 const UNREACHABLE: &str = "the application cannot be reached";
 const REFUSED: &str = "the application refused the request";
+const TOO_LARGE: &str = "larger than the application takes";
 const NONSENSE: &str = "the application answered with nonsense";
 
 // === impl Lane ===
@@ -111,7 +110,8 @@ impl Lane {
                 break;
             };
             bytes += 1 + next.event.json.len();
-            if bytes > REQUEST_BYTES_MAX {
+            // An event that has more goes alone.
+            if bytes > self.application.config.batch_bytes {
                 self.held = Some(next);
                 break;
             }
@@ -137,30 +137,78 @@ impl Application {
             act,
             troubles: Seldom::default(),
             losses: Seldom::default(),
+            halvings: Seldom::default(),
             nonsense: Seldom::default(),
             excesses: Seldom::default(),
         })
     }
 
+    /// Delivers a batch, in their order. One that the application does not take for what is in it goes again in halves,
+    /// down to single events: one event must not cost the others of its batch.
     async fn deliver(&self, batch: Vec<Waiting>) {
-        let (batch, late): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|waiting| !self.is_late(waiting, Instant::now()));
+        // Halves have no time of their own, so that a lane is held up for no longer than by one request.
+        let started = Instant::now();
+        // The next is the last.
+        let mut parts = vec![batch];
+        while let Some(mut part) = parts.pop() {
+            self.drop_late(&mut part);
+            if part.is_empty() {
+                continue;
+            }
+            match self.send(&part, started).await {
+                Ok(answers) => self.answer(part, answers).await,
+                Err(Failure::Refused(status)) if part.len() > 1 && is_of_content(status) => {
+                    let events = part.len();
+                    if let Some(batches) = self.halvings.add(Instant::now(), 1) {
+                        warn!(
+                            %status, events, batches,
+                            "the application refused a batch, which goes again in halves; hooks.batch_bytes bounds one"
+                        );
+                    }
+                    let second = part.split_off(events / 2);
+                    parts.extend([second, part]);
+                }
+                Err(failure @ Failure::Refused(status)) => {
+                    let word = match status {
+                        StatusCode::PAYLOAD_TOO_LARGE => TOO_LARGE,
+                        _ => REFUSED,
+                    };
+                    self.lose(part, "failed", word, &failure);
+                }
+                Err(failure) => {
+                    // Their time is over, too.
+                    parts.push(part);
+                    let lost = parts.drain(..).rev().flatten().collect();
+                    self.lose(lost, "failed", UNREACHABLE, &failure);
+                }
+            }
+        }
+    }
+
+    fn drop_late(&self, batch: &mut Vec<Waiting>) {
+        let now = Instant::now();
+        let late: Vec<_> = batch
+            .extract_if(.., |waiting| self.is_late(waiting, now))
+            .collect();
         if !late.is_empty() {
             self.lose(late, "dropped", UNREACHABLE, &"waited too long");
         }
-        if batch.is_empty() {
-            return;
-        }
+    }
+
+    /// Sends a request, again and again where that may help, until `retry_for` after the start.
+    async fn send(
+        &self,
+        batch: &[Waiting],
+        started: Instant,
+    ) -> Result<Result<Answers, Nonsense>, Failure> {
         let id = format!("msg_{:032x}", rand::random::<u128>());
-        let body = body(&batch);
-        let started = Instant::now();
+        let body = body(batch);
         let delay_max = self.config.retry_delay_max;
         let backoff = ExponentialBuilder::new()
             .with_min_delay(RETRY_DELAY_MIN.min(delay_max))
             .with_max_delay(delay_max)
             .without_max_times();
-        let outcome = (|| self.attempt(&id, &body))
+        (|| self.attempt(&id, &body))
             .retry(backoff)
             .adjust(|failure, bound| {
                 let delay = bound?.mul_f64(rand::random());
@@ -171,17 +219,7 @@ impl Application {
                     warn!(%failure, failures, "a request to the application failed and is tried again");
                 }
             })
-            .await;
-        match outcome {
-            Ok(answers) => self.answer(batch, answers).await,
-            Err(failure) => {
-                let word = match failure {
-                    Failure::Refused(_) => REFUSED,
-                    _ => UNREACHABLE,
-                };
-                self.lose(batch, "failed", word, &failure);
-            }
-        }
+            .await
     }
 
     /// Whether its client has waited for so long, behind others, that it is told so and not the application.
@@ -302,6 +340,15 @@ impl Application {
             waiting.answer(HookAnswer::Unavailable(word));
         }
     }
+}
+
+/// Whether a status may be due to what one of the events is, or to how many there are. Others, such as a 404, are of the
+/// address or the signature: each event would get the same.
+fn is_of_content(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY
+    )
 }
 
 fn body(batch: &[Waiting]) -> Bytes {
