@@ -3,6 +3,7 @@
 mod hook;
 mod keys;
 mod mint;
+mod origins;
 #[cfg(test)]
 mod sample;
 mod token;
@@ -26,6 +27,7 @@ use hook::Hook;
 use token::Verifier;
 
 pub use mint::{TokenArgs, mint};
+pub use origins::Listed;
 
 /// No connection lives for so long, and no timer has to.
 const EXPIRES_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -39,7 +41,7 @@ pub struct Auth {
     places: Vec<TokenPlace>,
     query: String,
     cookie: String,
-    origins: Vec<String>,
+    origins: Vec<Listed>,
     proxies: Vec<IpNet>,
 }
 
@@ -123,7 +125,11 @@ impl Auth {
             places: config.token_from.clone(),
             query: config.token_query.clone(),
             cookie: config.token_cookie.clone(),
-            origins: config.origins.clone(),
+            origins: config
+                .origins
+                .iter()
+                .map(|origin| Listed::parse(origin).map_err(anyhow::Error::msg))
+                .collect::<Result<_, _>>()?,
             proxies: config
                 .trusted_proxies
                 .iter()
@@ -182,17 +188,14 @@ impl Auth {
                     _ => Ok(()),
                 }
             }
-            // `null`, of a page that has been put into a box, is on no list.
-            (Some(origin), None)
-                if self
-                    .origins
-                    .iter()
-                    .any(|item| item.as_bytes() == origin.as_bytes()) =>
-            {
-                Ok(())
-            }
+            (Some(origin), None) if self.lists(origin.as_bytes()) => Ok(()),
             _ => forbidden("pages of this origin may not connect"),
         }
+    }
+
+    /// Whether there is a list of origins, and this one, the value of an `Origin`, is on it.
+    pub fn lists(&self, origin: &[u8]) -> bool {
+        self.origins.iter().any(|listed| listed.matches(origin))
     }
 
     /// Where a client is: the peer, unless that is a trusted proxy; then the last of `X-Forwarded-For` that
@@ -525,7 +528,13 @@ mod tests {
             let handshake = sample::handshake("/a", "token=a", headers);
             auth.check_origin(&handshake).is_ok()
         };
-        let list = &["https://example.com", "http://localhost:3000"];
+        let list = &[
+            "https://example.com",
+            "http://localhost:3000",
+            "capacitor://localhost",
+            "https://*.example.org",
+        ];
+        assert!(from(&["null"], TokenPlace::Query, &[("origin", "null")]));
         let cookie = ("cookie", "unisono_token=a");
         for (headers, expected) in [
             (&[][..], true),
@@ -534,6 +543,11 @@ mod tests {
             (&[("origin", "http://example.com")], false),
             (&[("origin", "https://example.com:8443")], false),
             (&[("origin", "https://example.com.evil.example")], false),
+            (&[("origin", "https://EXAMPLE.com:443")], true),
+            (&[("origin", "capacitor://localhost")], true),
+            (&[("origin", "ionic://localhost")], false),
+            (&[("origin", "https://a.example.org")], true),
+            (&[("origin", "https://example.org")], false),
             (&[("origin", "https://example.com/")], false),
             (&[("origin", "null")], false),
             (&[("origin", "")], false),

@@ -228,6 +228,8 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let open = config.rules.open() && app.rooms.is_empty();
+        let doubts = app.rules(&config.rules).doubts();
+        let any_origin = config.auth.origins.is_empty();
         let alone = config.cluster.nats.is_empty();
         let auth_mode = config.auth.mode;
         let unheard = match alone && config.hooks.url.is_empty() {
@@ -235,7 +237,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
             false => Vec::new(),
         };
         let any_page = (config.auth.mode == AuthMode::Hook || app.asks_at_handshakes())
-            && config.auth.origins.is_empty();
+            && any_origin;
         let drain = config.drain.clone();
         let secure = |tls| if tls { "s" } else { "" };
         let s = secure(!config.tls.certificate_file.as_os_str().is_empty());
@@ -251,7 +253,7 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
                 let page = format!("  chat page   http{s}://{address}/   (open it in two tabs)");
                 welcome.push(page);
             }
-            warn_open(address.ip().is_loopback());
+            warn_open(address.ip().is_loopback(), any_origin);
         }
         if let Some(address) = admin_address {
             welcome.push(format!("  metrics     http{admin_s}://{address}/metrics"));
@@ -299,13 +301,19 @@ async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn warn_open(loopback: bool) {
+fn warn_open(loopback: bool, any_origin: bool) {
+    let pages = match any_origin {
+        true => "; pages of any origin may connect, as no auth.origins are listed",
+        false => "",
+    };
     if loopback {
-        info!("open mode: no [[rooms]], so every path is a room and clients may use every event");
+        info!(
+            "open mode: no [[rooms]], so every path is a room and clients may use every event{pages}"
+        );
     } else {
         warn!(
             "OPEN MODE ON A PUBLIC ADDRESS: no [[rooms]], so anybody who reaches this port may join every \
-             room and send to every socket; write [[rooms]] before anybody else finds it"
+             room and send to every socket{pages}; write [[rooms]] before anybody else finds it"
         );
     }
 }

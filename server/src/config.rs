@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
+use crate::auth::Listed;
 use crate::rate::Limit;
 use crate::rules::{Rule, Rules};
 use cluster::ClusterName;
@@ -950,10 +951,9 @@ impl Config {
             "a browser sends cookies whatever page asks it to: say which pages may",
         );
         for origin in &auth.origins {
-            let url = url::Url::parse(origin);
-            let exact = url.is_ok_and(|url| url.origin().ascii_serialization() == *origin);
-            let reason = "an origin reads https://example.com, in lower case, with nothing behind";
-            check(exact, "auth.origins", reason);
+            if let Err(reason) = Listed::parse(origin) {
+                check(false, "auth.origins", &reason);
+            }
         }
         check(
             auth.leeway <= Duration::from_secs(60),

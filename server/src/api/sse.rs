@@ -109,12 +109,13 @@ fn allow_origin<'a>(
     response: &'a mut HttpResponseBuilder,
 ) -> &'a mut HttpResponseBuilder {
     let worker = request.app_data::<Rc<Worker>>();
-    let listed = worker.map_or(&[][..], |worker| &worker.shared.config.auth.origins);
+    let shared = worker.map(|worker| &worker.shared);
+    let open = shared.is_none_or(|shared| shared.config.auth.origins.is_empty());
     if let Some(origin) = request.headers().get(ORIGIN) {
         response.insert_header((VARY, "Origin"));
-        if listed.is_empty() {
+        if open {
             response.insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()));
-        } else if listed.iter().any(|listed| origin == listed.as_str()) {
+        } else if shared.is_some_and(|shared| shared.auth.lists(origin.as_bytes())) {
             response
                 .insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()))
                 .insert_header((ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"));

@@ -22,7 +22,6 @@ async fn only_pages_on_the_list_may_connect() {
         "https://example.com:8443",
         "https://example.com.evil.example",
         "https://sub.example.com",
-        "https://EXAMPLE.com",
         "https://example.com/",
         "http://localhost",
         "https://example.com, https://evil.example",
@@ -35,11 +34,46 @@ async fn only_pages_on_the_list_may_connect() {
 }
 
 #[tokio::test]
+async fn apps_and_subdomains_may_connect_where_they_are_listed() {
+    let toml = "[auth]\norigins = [\"capacitor://localhost\", \"ionic://localhost\", \"tauri://localhost\", \"null\", \
+                \"file://\", \"https://*.example.com\", \"http://[::1]:8100\"]";
+    let node = Node::alone(toml).await;
+    for origin in [
+        "capacitor://localhost",
+        "ionic://localhost",
+        "tauri://localhost",
+        "null",
+        "file://",
+        "https://app.example.com",
+        "https://APP.example.com:443",
+        "http://[::1]:8100",
+    ] {
+        welcome(&node, origin, "/x", &[("Origin", origin)]).await;
+    }
+    for origin in [
+        "capacitor://example",
+        "electron://localhost",
+        "https://example.com",
+        "https://a.b.example.com",
+        "http://app.example.com",
+        "http://[::1]",
+    ] {
+        refusal(&node, origin, "/x", &[("Origin", origin)], FORBIDDEN).await;
+    }
+    let page = [("Origin", "https://a.example.com")];
+    let stream = By::EventStream.knock(&node, "/x", &page).await;
+    let allowed = stream.header("access-control-allow-origin");
+    assert_eq!(allowed, Some("https://a.example.com"));
+}
+
+#[tokio::test]
 async fn without_a_list_any_page_may_connect() {
-    let node = Node::alone("").await;
+    let mut node = Node::alone("").await;
     for origin in ["https://evil.example", "null"] {
         welcome(&node, origin, "/x", &[("Origin", origin)]).await;
     }
+    let log = node.process().stderr();
+    assert!(log.contains("pages of any origin may connect"), "{log}");
 }
 
 #[tokio::test]

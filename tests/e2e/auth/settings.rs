@@ -58,12 +58,20 @@ fn what_cannot_be_is_refused_with_its_key() {
         (auth("hook_timeout = \"0s\""), "auth.hook_timeout"),
         (auth("origins = [\"example.com\"]"), "auth.origins"),
         (auth("origins = [\"https://example.com/\"]"), "auth.origins"),
-        (auth("origins = [\"https://EXAMPLE.com\"]"), "auth.origins"),
         (
-            auth("origins = [\"https://example.com:443\"]"),
+            auth("origins = [\"https://example.com/\"]"),
+            "write https://example.com",
+        ),
+        (
+            auth("origins = [\"https://a@example.com\"]"),
             "auth.origins",
         ),
-        (auth("origins = [\"null\"]"), "auth.origins"),
+        (auth("origins = [\"https://*\"]"), "auth.origins"),
+        (auth("origins = [\"https://a.*.com\"]"), "auth.origins"),
+        (
+            auth("origins = [\"https://m\u{fc}nchen.example\"]"),
+            "write https://xn--mnchen-3ya.example",
+        ),
         (auth("origins = [\"*\"]"), "auth.origins"),
         (auth("origins = \"https://example.com\""), "auth.origins"),
         (
