@@ -15,6 +15,7 @@ use toml::{Table, Value};
 use crate::auth::Listed;
 use crate::rate::Limit;
 use crate::rules::{Rule, Rules};
+use crate::textfile;
 use cluster::ClusterName;
 
 /// Every key with its default and its comment; the only place that has them.
@@ -450,7 +451,7 @@ impl Merge {
 
     fn add_file(&mut self, path: &Path) {
         let source = path.display().to_string();
-        let read = std::fs::read_to_string(path)
+        let read = textfile::read(path)
             .map_err(|error| error.to_string())
             .and_then(|text| {
                 // Without the line itself, which may hold a secret.
@@ -1038,7 +1039,7 @@ impl Api {
             return Ok(());
         }
         let file = self.keys_file.display();
-        let text = std::fs::read_to_string(&self.keys_file);
+        let text = textfile::read(&self.keys_file);
         let text = text.with_context(|| format!("cannot read {file}"))?;
         let lines = text.lines().map(str::trim);
         let keys: Vec<_> = lines
@@ -1065,7 +1066,7 @@ impl Secret {
             ("", true) => Ok(None),
             (secret, true) => Ok(Some(secret.to_owned())),
             ("", false) => {
-                let text = std::fs::read_to_string(file);
+                let text = textfile::read(file);
                 let text = text.with_context(|| format!("cannot read {}", file.display()))?;
                 Ok(Some(text.trim().to_owned()))
             }

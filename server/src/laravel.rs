@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::config;
 use crate::seldom::Seldom;
+use crate::textfile;
 use crate::vital::Vital;
 
 /// One broadcast of a Laravel application.
@@ -275,7 +276,7 @@ impl Redis {
         if file.as_os_str().is_empty() {
             return Ok(self.server.clone());
         }
-        let password = std::fs::read_to_string(file);
+        let password = textfile::read(file);
         let password = password.with_context(|| format!("cannot read {}", file.display()))?;
         let settings = self.server.redis_settings().clone();
         let settings = settings.set_password(password.trim());

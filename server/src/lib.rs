@@ -64,6 +64,7 @@ mod seldom;
 mod shared;
 mod signature;
 mod tail;
+mod textfile;
 mod tls;
 mod trace;
 mod vital;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use actix::{Arbiter, AsyncContext, Context};
 use actix_rt::ArbiterHandle;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use cluster::{Budget, Call, Load, MemoryHub, NatsAuth, NatsBus, NatsConfig};
 use futures_util::FutureExt;
 use proto::envelope::Request;
@@ -36,6 +36,7 @@ use crate::rebalance;
 use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
 use crate::tail::Tails;
+use crate::textfile;
 use crate::tls::Tls;
 use crate::trace::{Identity, Parent, Traces};
 use crate::unisono::Unisono;
@@ -468,10 +469,16 @@ fn nats_config(config: &Config) -> anyhow::Result<Option<NatsConfig>> {
     }
     let set = |path: &std::path::Path| !path.as_os_str().is_empty();
     let read = |path: &std::path::Path| {
-        let text = std::fs::read_to_string(path);
+        let text = textfile::read(path);
         text.with_context(|| format!("cannot read {}", path.display()))
     };
     let line = |path| read(path).map(|text| text.trim().to_owned());
+    // The client of NATS reads this one itself, each time that it connects, and would not find the first certificate.
+    ensure!(
+        !set(&settings.nats_tls_ca) || !textfile::has_mark(&settings.nats_tls_ca),
+        "{} begins with a byte order mark: save it without",
+        settings.nats_tls_ca.display()
+    );
     let auth = if set(&settings.nats_credentials_file) {
         NatsAuth::Credentials(read(&settings.nats_credentials_file)?)
     } else if set(&settings.nats_token_file) {

@@ -25,6 +25,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::config;
+use crate::textfile;
 use crate::vital::Vital;
 
 /// Speaks TLS with clients.
@@ -155,7 +156,7 @@ async fn watch(certificates: Arc<Certificates>, config: config::Tls, mut seen: F
 impl Files {
     fn read(config: &config::Tls) -> anyhow::Result<Self> {
         let read = |path: &Path| {
-            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+            textfile::read_bytes(path).with_context(|| format!("cannot read {}", path.display()))
         };
         Ok(Self {
             certificate: read(&config.certificate_file)?,

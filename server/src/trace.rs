@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::config;
 use crate::fetch;
 use crate::seldom::Seldom;
+use crate::textfile;
 
 /// Where spans begin, if anything is traced.
 pub struct Traces(Option<Active>);
@@ -406,7 +407,7 @@ fn headers(file: &Path) -> anyhow::Result<HashMap<String, String>> {
     if file.as_os_str().is_empty() {
         return Ok(HashMap::new());
     }
-    let text = std::fs::read_to_string(file);
+    let text = textfile::read(file);
     let text = text.with_context(|| format!("cannot read {}", file.display()))?;
     let mut headers = HashMap::new();
     for (line, number) in text

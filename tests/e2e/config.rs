@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Output;
 
 use tempfile::TempDir;
-use unisono_tests::{Node, unisono};
+use unisono_tests::{Certificate, Identity, Node, in_repository, unisono};
 
 /// Runs `unisono` to its end, with this file as its configuration.
 pub(super) fn run(args: &[&str], file: &str, env: &[(&str, &str)]) -> Output {
@@ -267,6 +267,76 @@ fn what_is_right_is_said_to_be_right() {
         "[sockets]\nping_interval = \"500ms\"\nmessage_bytes = \"1MiB\"\n",
         &[],
     );
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_at_the_start_of_a_file_is_skipped() {
+    accepted(&["check-config"], "\u{feff}listen = \"127.0.0.1:0\"", &[]);
+
+    let directory = TempDir::new().expect("a temporary directory");
+    let marked = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, format!("\u{feff}{text}")).expect("a file in the test's own directory");
+        path
+    };
+    let keys = marked("keys", "of-the-first-line\n");
+    let secret = marked("secret", &"s".repeat(32));
+    let public = in_repository("server/testdata/p256.pub.pem");
+    let public = marked("p256.pem", &public);
+    let jwks = r#"{"keys":[{"kty":"oct","alg":"HS256","k":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}"#;
+    let jwks = marked("jwks", jwks);
+    let headers = marked("headers", "x-key: 1\n");
+    let certificate = Certificate::new();
+    let identity = Identity::new(&certificate);
+    for file in [identity.certificate(), identity.key()] {
+        let text = fs::read_to_string(&file).expect("PEM");
+        assert!(text.starts_with("-----BEGIN"), "on the line of the mark");
+        fs::write(&file, format!("\u{feff}{text}")).expect("a file in the test's own directory");
+    }
+    let toml = format!(
+        "[auth]\nmode = \"token\"\nsecret_file = {secret:?}\npublic_key_file = {public:?}\nalgorithm = \"ES256\"\n\
+         jwks_file = {jwks:?}\n\
+         [tracing]\nendpoint = \"http://127.0.0.1:1\"\nheaders_file = {headers:?}"
+    );
+    let node = Node::config("marked").tls(&identity).toml(&toml);
+    let node = node
+        .arg("--set")
+        .arg(&format!("api.keys_file={}", keys.display()));
+    let node = node.key("of-the-configuration").start().await;
+    let with_key = node.api().with_key(Some("of-the-first-line"));
+    assert_eq!(with_key.get("/api/v1/nodes").await.status, 200);
+
+    let output = run(&["check-config"], "", &[]);
+    assert_eq!(output.status.code(), Some(0));
+    let utf_16 = directory.path().join("utf-16.toml");
+    fs::write(&utf_16, b"\xff\xfel\0").expect("a file in the test's own directory");
+    let output = unisono()
+        .args(["check-config", "--config"])
+        .arg(&utf_16)
+        .output();
+    let said = text(&output.expect("unisono runs").stderr);
+    assert!(said.contains("save it as UTF-8"), "{said}");
+}
+
+#[tokio::test]
+async fn patterns_in_vain_are_told_by_check_config_and_at_the_start() {
+    let rooms = ["/x/", "/a%20b", "/chat/{id}", "/chat/lobby"];
+    let rooms = rooms.map(|pattern| format!("[[rooms]]\npattern = \"{pattern}\"\n"));
+    let file = rooms.concat();
+    let checked = run(&["check-config"], &file, &[]);
+    assert_eq!(checked.status.code(), Some(0), "they are no mistakes");
+    let mut node = Node::alone(&file).await;
+    for said in [text(&checked.stderr), node.process().stderr()] {
+        for part in [
+            "no client comes into `/x/`",
+            "write `a b` for `a%20b`",
+            "`/chat/lobby` never rules: `/chat/{id}` stands before it",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+    }
+    let fine = run(&["check-config"], "[[rooms]]\npattern = \"/x\"", &[]);
+    assert_eq!(text(&fine.stderr), "");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::fetch;
+use crate::textfile;
 use crate::vital::Vital;
 
 /// Fewest bytes of a secret: as many as HS256 has in its answer.
@@ -193,7 +194,7 @@ fn rsa_bits(key: &DecodingKey) -> anyhow::Result<usize> {
 /// The keys of a file.
 pub(super) fn read_set(path: &Path) -> anyhow::Result<Vec<Key>> {
     let read = || {
-        let keys = parse_set(&std::fs::read(path)?)?;
+        let keys = parse_set(&textfile::read_bytes(path)?)?;
         ensure!(!keys.is_empty(), "no key in it can be used");
         Ok(keys)
     };

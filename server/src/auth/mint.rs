@@ -14,6 +14,7 @@ use super::keys::SECRET_BYTES_MIN;
 use super::token::{SECONDS_MAX, TOKEN_BYTES_MAX};
 use crate::config;
 use crate::rules::Pattern;
+use crate::textfile;
 
 /// What a token says, and who signs it.
 #[derive(Args, Clone, Debug)]
@@ -54,7 +55,7 @@ pub struct TokenArgs {
 pub fn mint(args: &TokenArgs, config: &config::Auth, now: SystemTime) -> anyhow::Result<String> {
     let (algorithm, key) = match &args.key_file {
         Some(path) => {
-            let read = || pem(&std::fs::read(path)?, args.algorithm.as_deref());
+            let read = || pem(&textfile::read_bytes(path)?, args.algorithm.as_deref());
             read().with_context(|| format!("cannot sign with {}", path.display()))?
         }
         None => (Algorithm::HS256, secret(config)?),

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use super::keys::{self, Key, Remote};
 use super::{Denied, Grant, Names};
 use crate::config;
+use crate::textfile;
 
 /// Longest token; it comes before anybody has shown who it is.
 pub(super) const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -75,7 +76,7 @@ impl Verifier {
         if !path.as_os_str().is_empty() {
             let read = || {
                 let algorithm = config.algorithm.parse().context("auth.algorithm");
-                Key::pem(&std::fs::read_to_string(path)?, algorithm?)
+                Key::pem(&textfile::read(path)?, algorithm?)
             };
             keys.push(read().with_context(|| format!("cannot take {}", path.display()))?);
         }

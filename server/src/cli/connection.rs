@@ -1,7 +1,6 @@
 //! The way to a running cluster: the HTTP API of any of its nodes.
 
 use std::error::Error;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use url::Url;
 
 use super::outcome::Failure;
 use crate::fetch;
+use crate::textfile;
 
 /// Where a node is, and how to speak to it.
 #[derive(Args)]
@@ -118,7 +118,7 @@ impl Api {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut http = fetch::builder(url.as_str());
         if let Some(file) = &access.ca {
-            let trusted = fs::read(file).context("cannot read it");
+            let trusted = textfile::read_bytes(file).context("cannot read it");
             let trusted = trusted.and_then(|text| Ok(Certificate::from_pem_bundle(&text)?));
             let trusted = trusted.with_context(|| format!("--ca {}", file.display()))?;
             http = http.tls_certs_only(trusted);

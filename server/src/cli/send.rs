@@ -16,6 +16,7 @@ use super::connection::Api;
 use super::list::{note_missing, text};
 use super::outcome::{Done, Failure, Outcome};
 use super::print;
+use crate::textfile;
 
 #[derive(Args)]
 #[command(
@@ -301,7 +302,7 @@ fn sockets(count: &Value) -> String {
 }
 
 fn stdin_text() -> Result<String, Failure> {
-    let bytes = read(Path::new("-"))?;
+    let bytes = textfile::without_mark(read(Path::new("-"))?)?;
     String::from_utf8(bytes).map_err(|_| Failure::Usage("standard input is not UTF-8".to_owned()))
 }
 

@@ -1,7 +1,6 @@
 //! Where the sockets of a node are opened: addresses, TLS, handshakes and why they fail.
 
 use std::cell::RefCell;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,6 +22,7 @@ use url::Url;
 use super::socket::{Buffer, Socket};
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
+use crate::textfile;
 use crate::tls::Stream;
 
 /// Where the sockets of one node are opened.
@@ -286,7 +286,8 @@ fn connector(ca: Option<&Path>) -> anyhow::Result<TlsConnector> {
         None => config.with_platform_verifier()?,
         Some(file) => {
             let mut roots = RootCertStore::empty();
-            let read = fs::read(file).with_context(|| format!("--ca {}", file.display()))?;
+            let read =
+                textfile::read_bytes(file).with_context(|| format!("--ca {}", file.display()))?;
             for certificate in CertificateDer::pem_slice_iter(&read) {
                 roots.add(certificate?)?;
             }
