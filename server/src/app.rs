@@ -10,7 +10,7 @@ use std::sync::Arc;
 use actix_web::web::ServiceConfig;
 
 use crate::handshake::Handshake;
-use crate::rules::{ClientEvents, Format, Join, Lifecycle, Pattern, Publish, Rule, Who};
+use crate::rules::{ClientEvents, Format, Join, Lifecycle, Pattern, Publish, Rule, Rules, Who};
 use crate::unisono::Unisono;
 use handlers::{HandshakeHandler, Task};
 
@@ -90,6 +90,14 @@ impl App {
         handlers
             .into_iter()
             .any(|handlers| handlers.handshake().is_some())
+    }
+
+    /// The rules of a node that serves it, with those of its configuration.
+    pub(crate) fn rules(&self, configured: &Rules) -> Rules {
+        match self.rooms.is_empty() {
+            true => configured.clone(),
+            false => configured.after(self.rooms.clone()),
+        }
     }
 
     /// Adds rooms. The first whose pattern matches rules.

@@ -166,7 +166,10 @@ fn obey(app: App, cli: Cli) -> Outcome {
         Some(Command::Serve(settings)) => serve(app, before.and(settings).load()?)?,
         Some(Command::Config(settings)) => print::print(&before.and(settings).load()?.text)?,
         Some(Command::CheckConfig(settings)) => {
-            before.and(settings).load()?;
+            let config = before.and(settings).load()?.config;
+            for doubt in app.rules(&config.rules).doubts() {
+                print::note(&doubt);
+            }
             print::line("the configuration is fine")?;
         }
         Some(Command::Token(Minting { token, settings })) => {
@@ -260,6 +263,9 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         }
         // A node does without somebody who reads it.
         let _ = print::line(&welcome.join("\n"));
+        for doubt in doubts {
+            warn!("{doubt}");
+        }
         for room in unheard {
             warn!(
                 room,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use proto::RoomName;
 use proto::client::ErrorCode;
+use proto::name::NAME_BYTES_MAX;
 use serde::{Deserialize, Deserializer};
 
 use crate::app::Handlers;
@@ -269,6 +270,23 @@ impl Rules {
         rules.map(|rule| rule.pattern.to_string()).collect()
     }
 
+    /// Patterns of which clients will get nothing, each with why, for people.
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        for (nth, rule) in self.rules.iter().enumerate() {
+            let pattern = &rule.pattern;
+            let wider = self.rules[..nth].iter().map(|rule| &rule.pattern);
+            if let Some(wider) = wider.into_iter().find(|wider| wider.covers(pattern)) {
+                doubts.push(format!(
+                    "the pattern `{pattern}` never rules: `{wider}` stands before it, and matches all that it does"
+                ));
+            } else if let Some(why) = pattern.vain(rule.join) {
+                doubts.push(format!("no client comes into `{pattern}`: {why}"));
+            }
+        }
+        doubts
+    }
+
     /// Whether an application has handlers for any rooms.
     pub fn has_handlers(&self) -> bool {
         self.rules.iter().any(|rule| rule.handlers.is_some())
@@ -447,6 +465,66 @@ impl Pattern {
         self.rest.is_some() || given.peek().is_none()
     }
 
+    /// Whether it matches every room that the other one does.
+    pub fn covers(&self, other: &Self) -> bool {
+        let covers = |(mine, other): (&Segment, &Segment)| match (mine, other) {
+            (Segment::Any(_), Segment::Any(_)) => true,
+            (Segment::Any(_), Segment::Text(text)) => !text.is_empty(),
+            (Segment::Text(mine), Segment::Text(other)) => mine == other,
+            (Segment::Text(_), Segment::Any(_)) => false,
+        };
+        let (mine, others) = (self.segments.len(), other.segments.len());
+        // The rest may be empty.
+        let long_enough = match self.rest {
+            Some(_) => mine <= others,
+            None => mine == others && other.rest.is_none(),
+        };
+        long_enough && self.segments.iter().zip(&other.segments).all(covers)
+    }
+
+    /// Why it is in vain: no room has such a name, or none that somebody who wrote it means.
+    fn vain(&self, join: Join) -> Option<String> {
+        let texts = || {
+            self.segments.iter().map(|segment| match segment {
+                Segment::Text(text) => text.as_str(),
+                Segment::Any(_) => "?",
+            })
+        };
+        let slashes = self.segments.len().saturating_sub(1);
+        if texts().map(str::len).sum::<usize>() + slashes > NAME_BYTES_MAX {
+            return Some(format!("a room has at most {NAME_BYTES_MAX} bytes"));
+        }
+        let mut written = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Text(text) => Some(text),
+            Segment::Any(_) => None,
+        });
+        if written.clone().any(|text| text.contains(char::is_control)) {
+            return Some("a room has no control characters".to_owned());
+        }
+        // By `unisono:join` a room of any name is joined, in which nothing is decoded.
+        let path = matches!(self.segments.first(), Some(Segment::Text(first)) if first.is_empty());
+        if !join.by_url() || !path {
+            return None;
+        }
+        let all = self.to_string();
+        if self.rest.is_none() && self.segments.len() > 2 && all.ends_with('/') {
+            let without = all.trim_end_matches('/');
+            return Some(format!(
+                "one slash at the end of a path does not count; write `{without}`"
+            ));
+        }
+        if written.clone().any(|text| text.contains(['?', '#'])) {
+            return Some("a path ends before `?` and `#`".to_owned());
+        }
+        let decoded =
+            |text: &String| RoomName::from_path(text).is_ok_and(|room| room.as_str() != text);
+        let text = written.find(|text| text.contains('%') && decoded(text))?;
+        let decoded = RoomName::from_path(text).ok()?;
+        Some(format!(
+            "paths are percent-decoded; write `{decoded}` for `{text}`"
+        ))
+    }
+
     /// What the parameters stand for in the name of a room that [matches](Self::matches), in their order.
     pub fn parameters(&self, room: &str) -> Vec<(&str, String)> {
         let mut given = room.split('/');
@@ -572,6 +650,94 @@ mod tests {
             ClientEvents::Relay
         );
         assert!(!Rules::new(Vec::new()).after(Vec::new()).open());
+    }
+
+    #[test]
+    fn a_wider_pattern_covers_a_narrower_one() {
+        let patterns = [
+            "/",
+            "/a",
+            "/a/",
+            "/a//",
+            "/{x}",
+            "/{x...}",
+            "/a/{x}",
+            "/a/{x...}",
+            "/{x}/b",
+            "/a/b",
+            "/{x}/{y}",
+            "/{x}/b/{z...}",
+            "{x...}",
+            "{x}",
+            "a",
+            "a/{x...}",
+        ];
+        let rooms = [
+            "/", "/a", "/a/", "/a//", "/b", "/a/b", "/a/c", "/b/b", "/a/b/c", "/a//c", "a", "b",
+            "a/b", "a/", "",
+        ];
+        for wide in patterns {
+            for narrow in patterns {
+                let covers = Pattern::parse(wide)
+                    .unwrap()
+                    .covers(&Pattern::parse(narrow).unwrap());
+                let matches = |pattern: &str, room| Pattern::parse(pattern).unwrap().matches(room);
+                let seen = rooms
+                    .iter()
+                    .all(|room| !matches(narrow, room) || matches(wide, room));
+                assert_eq!(covers, seen, "{wide} {narrow}");
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_in_vain_are_told() {
+        let doubts = |patterns: &[&str]| {
+            let rules = patterns
+                .iter()
+                .map(|pattern| Rule::new(Pattern::parse(pattern).unwrap()));
+            Rules::new(rules.collect()).doubts()
+        };
+        for (pattern, part) in [
+            ("/x/", "write `/x`"),
+            ("/x//", "write `/x`"),
+            ("/{a}/", "write `/{a}`"),
+            ("/a%20b", "write `a b` for `a%20b`"),
+            ("/{x}/caf%C3%A9", "write `café` for `caf%C3%A9`"),
+            ("/a?b=1", "ends before `?`"),
+            ("/a#b", "ends before `?`"),
+            ("/a\n", "no control characters"),
+            (&format!("/{}", "x".repeat(200)), "at most 200 bytes"),
+        ] {
+            let found = doubts(&[pattern]);
+            assert!(
+                found.len() == 1 && found[0].contains(part),
+                "{pattern}: {found:?}"
+            );
+        }
+        for fine in [
+            &["/"][..],
+            &["/x", "/x/{y}", "/{x...}", "{any...}"],
+            &["/100%", "/a%zz", "/a//b", "orders.1", "a%20b", "x/"],
+            &["/{a}/{b...}"],
+            &[&"/x".repeat(100)],
+        ] {
+            assert_eq!(doubts(fine), [""; 0], "{fine:?}");
+        }
+        let shadowed = doubts(&["/a", "/{x...}", "/chat/{id}", "/a"]);
+        assert_eq!(shadowed.len(), 2, "{shadowed:?}");
+        assert!(shadowed[0].contains("`/chat/{id}`") && shadowed[0].contains("`/{x...}`"));
+        assert!(
+            shadowed[1].contains("`/a` stands before"),
+            "the first that does"
+        );
+        let mut rule = Rule::new(Pattern::parse("/x/").unwrap());
+        rule.join = Join::Client;
+        assert_eq!(
+            Rules::new(vec![rule]).doubts(),
+            [""; 0],
+            "by its name it is joined"
+        );
     }
 
     #[test]

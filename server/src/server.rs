@@ -117,7 +117,7 @@ impl Server {
         admin: Option<TcpListener>,
     ) -> anyhow::Result<Self> {
         if !app.rooms.is_empty() {
-            config.rules = config.rules.after(app.rooms);
+            config.rules = app.rules(&config.rules);
         }
         config.api.read_keys()?;
         if !config.laravel.redis_url.is_empty() {
