@@ -913,6 +913,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_drain_leaves_open_the_share_of_the_window_that_is_left() {
+        let window = Duration::from_secs(4);
+        for all in [0, 1, 7, 100, 1_000] {
+            for passed_ms in (0..6_000).step_by(50) {
+                let open = still_open(all, Duration::from_millis(passed_ms), window);
+                let left = all * 4_000_u64.saturating_sub(passed_ms) as usize;
+                assert!(
+                    open * 4_000 <= left && left < (open + 1) * 4_000,
+                    "{all} {passed_ms}"
+                );
+            }
+            assert_eq!(still_open(all, Duration::ZERO, Duration::ZERO), 0);
+        }
+    }
+
+    #[test]
     fn a_table_gives_back_what_it_does_not_need() {
         let mut table: HashMap<u32, u32> = (0..100_000).map(|n| (n, n)).collect();
         let full = table.capacity();

@@ -16,7 +16,7 @@ use unisono_server::{
 const LIMIT: (&str, &str) = ("sockets.handler_timeout", "100ms");
 
 async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
-    let received = tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await;
+    let received = tokio::time::timeout(Duration::from_secs(60), receiver.recv()).await;
     received.expect("soon").expect("the sender lives")
 }
 

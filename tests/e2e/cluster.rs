@@ -7,8 +7,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use unisono_tests::{Client, Sandbox, eventually};
 
-const ONE_SECOND: Duration = Duration::from_secs(1);
-
 // === emit ===
 
 #[tokio::test]
@@ -108,12 +106,11 @@ async fn an_id_of_a_node_that_never_was_is_answered_at_once() {
     );
 
     for api in [sandbox.api(0), sandbox.api(1)] {
-        let asked = Instant::now();
+        // Whoever waited for an answer would say `timeout`.
         assert_eq!(
             api.emit(&elsewhere, "hello", Value::Null).await,
             "node_gone"
         );
-        assert!(asked.elapsed() < ONE_SECOND, "{:?}", asked.elapsed());
     }
 }
 
@@ -130,7 +127,6 @@ async fn the_sockets_of_a_killed_node_are_gone_at_once() {
     })
     .await;
 
-    let asked = Instant::now();
     assert_eq!(
         sandbox.api(0).emit(&lost.id, "hello", Value::Null).await,
         "node_gone"
@@ -141,7 +137,6 @@ async fn the_sockets_of_a_killed_node_are_gone_at_once() {
         sandbox.api(1).disconnect(&lost.id, 4000, "").await,
         "node_gone"
     );
-    assert!(asked.elapsed() < ONE_SECOND, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -311,7 +311,6 @@ async fn push_closes_after_a_second_through_any_node() {
         let path = format!("/server/close?fd={}", client.id);
         let asking = Instant::now();
         assert_eq!(sandbox.api(from).get(&path).await.ok(), "");
-        assert!(asking.elapsed() < ONE_SECOND, "{:?}", asking.elapsed());
         clients.push((client, asking));
     }
     for (client, asking) in &mut clients {

@@ -1,11 +1,10 @@
 //! What an application behind HTTP is told and asked, and what it may answer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use unisono_tests::{
     Client, Endpoint, PATIENCE, Refusal, Reply, Request, Sandbox, SandboxConfig, eventually,
     free_port,
@@ -221,7 +220,7 @@ async fn the_answer_over_http_is_the_ack() {
 #[tokio::test]
 async fn what_comes_of_each_answer() {
     let endpoint = Endpoint::start(|_| Reply::taken()).await;
-    let hooks = "timeout = \"2s\"\nretry_for = \"200ms\"\nretry_delay_max = \"50ms\"\n";
+    let hooks = "timeout = \"10s\"\nretry_for = \"200ms\"\nretry_delay_max = \"50ms\"\n";
     let sandbox = sandbox(&endpoint.url(), hooks).await;
     let mut client = sandbox.client(0, "/asked/1").await;
     let mut say = async || client.request("say", json!(1)).await;
@@ -252,9 +251,7 @@ async fn what_comes_of_each_answer() {
     ] {
         let what = format!("{reply:.60?}");
         endpoint.answer(move |_| reply.clone());
-        let started = Instant::now();
         assert_eq!(say().await, expected, "{what}");
-        assert!(started.elapsed() < Duration::from_secs(5), "{what}");
     }
     for error in [json!("no"), json!({"message": "no"})] {
         endpoint.answer(move |request| each(request, &json!({"error": error})));
@@ -326,11 +323,9 @@ async fn an_absent_endpoint_costs_an_error_in_time() {
     let url = format!("http://127.0.0.1:{}/", free_port());
     let sandbox = sandbox(&url, "timeout = \"300ms\"\nretry_for = \"300ms\"\n").await;
     let mut client = sandbox.client(0, "/asked/1").await;
-    let started = Instant::now();
 
     assert_eq!(client.refused("say", json!(1)).await, "unavailable");
 
-    assert!(started.elapsed() < Duration::from_secs(3));
     client.send("say", json!(2)).await;
     eventually("both are counted", async || {
         metric(&sandbox, "unisono_hook_events_total{result=\"failed\"}").await == 2.0
@@ -344,24 +339,22 @@ async fn a_client_does_not_wait_for_its_turn_behind_many() {
     let hooks = "timeout = \"500ms\"\nretry_for = \"0s\"\nbatch = 1\nlanes = 1\n";
     let sandbox = sandbox(&endpoint.url(), hooks).await;
     let mut client = sandbox.client(0, "/asked/1").await;
-    for n in 0..20 {
+    // Its turn would come after more than three minutes.
+    for n in 0..400 {
         client.send("say", json!(n)).await;
     }
-    let started = Instant::now();
 
-    assert_eq!(client.refused("say", json!(20)).await, "unavailable");
-
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert_eq!(client.refused("say", json!(400)).await, "unavailable");
 }
 
 #[tokio::test]
 async fn a_silent_endpoint_holds_up_no_socket() {
-    let endpoint = Endpoint::start(|_| Reply::Silence).await;
-    let sandbox = sandbox(&endpoint.url(), "timeout = \"3s\"\nretry_for = \"0s\"\n").await;
+    let endpoint = Endpoint::start(|request| ack_all(request, &json!({}))).await;
+    endpoint.hold();
+    let sandbox = sandbox(&endpoint.url(), "timeout = \"1h\"\nretry_for = \"0s\"\n").await;
     let mut asking = sandbox.client(0, "/asked/1").await;
     let mut near = sandbox.client(0, "/relay/1").await;
     let mut far = sandbox.client(1, "/relay/1").await;
-    let started = Instant::now();
 
     asking.send_text(r#"{"event":"say","id":"slow"}"#).await;
     eventually("it is posted", async || !endpoint.requests().is_empty()).await;
@@ -373,11 +366,11 @@ async fn a_silent_endpoint_holds_up_no_socket() {
     let status = sandbox.api(1).emit(&asking.id, "hello", Value::Null).await;
     assert_eq!(status, "delivered");
     asking.expect("hello").await;
-    assert!(started.elapsed() < Duration::from_secs(3));
 
-    let error = asking.expect_error("unavailable").await;
-    assert_eq!(error.id, Some(json!("slow")));
-    assert!(started.elapsed() >= Duration::from_secs(3));
+    // All of that came first.
+    endpoint.release();
+    let ack = asking.expect("unisono:ack").await;
+    assert_eq!(ack.id, Some(json!("slow")));
 }
 
 #[tokio::test]

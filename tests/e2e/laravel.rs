@@ -14,7 +14,7 @@ const MESSAGE: &str = r#"{"event":"App\\Events\\Message","data":{"data":{"name":
 const FENCE: &str = r#"{"event":"fence","data":{"socket":null},"socket":null}"#;
 
 /// How long a node may take to find that a Redis which still has its connections is none.
-const NOTICE: Duration = Duration::from_secs(20);
+const NOTICE: Duration = Duration::from_secs(90);
 
 /// Of 32 bytes, as HS256 wants it.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";

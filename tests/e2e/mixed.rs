@@ -1,14 +1,12 @@
 //! Two versions in one cluster: this one, and the build of [`unisono_tests::other_build`], which is to this one what
 //! the next minor release would be, or an earlier release.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use proto::envelope::{Answer, Heartbeat, Request};
 use proto::{Audience, Body, Envelope, NodeId, RoomName, wire};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use unisono_tests::{Node, PATIENCE, Sandbox, SandboxConfig, eventually};
 
 use crate::traffic::Traffic;
@@ -264,17 +262,11 @@ async fn what_a_node_cannot_read_is_told_to_who_should_know() {
     let bus = sandbox.nats[0].connect().await;
 
     // Whoever asks what it does not know has an answer at once.
-    let asked = Instant::now();
     let to = format!("unisono.node.{node}.request");
     let question = envelope(Body::Request(Request::Unknown));
     let answer = bus.request(to, question.into()).await.expect("an answer");
     let answer = wire::decode(answer.payload).expect("of this version").body;
     assert_eq!(answer, Body::Answer(Answer::Unsupported));
-    assert!(
-        asked.elapsed() < Duration::from_millis(900),
-        "{:?}",
-        asked.elapsed()
-    );
 
     // Something new is skipped; a publication that is missed is told of.
     let room = RoomName::parse("/x").expect("a name");

@@ -1,14 +1,12 @@
 //! RFC 6455 byte by byte, for what a client library would never send: the opening handshake (§4), frames (§5), closing
 //! (§7) and text (§8.1).
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Message;
-use unisono_tests::{
-    Node, Opcode, Wire, eventually, frame, head, unread_at, upgrade_request, within,
-};
+use unisono_tests::{Node, Opcode, Wire, eventually, frame, head, unread_at, upgrade_request};
 
 const RAW: &str = "[sockets]\nmessage_rate = 1000000\nmessage_burst = 1000000\n\
     [[rooms]]\npattern = \"/echo\"\nformat = \"raw\"\nclient_events = \"echo\"\n\
@@ -617,7 +615,9 @@ async fn a_stream_may_be_cut_anywhere() {
 #[tokio::test]
 async fn pings_are_answered_while_ten_thousand_messages_pass() {
     const MESSAGES: usize = 10_000;
-    const SOON: Duration = Duration::from_secs(1);
+    const PINGS: u32 = 100;
+    /// Messages that are ahead of the member: less than its queue on the node holds.
+    const AHEAD: usize = 1_000;
     let node = Node::alone(RAW).await;
     let mut member = node.wire().await;
     member.upgrade("/raw").await;
@@ -628,58 +628,59 @@ async fn pings_are_answered_while_ten_thousand_messages_pass() {
     })
     .await;
 
-    let sending = tokio::spawn(async move {
-        for n in 0..MESSAGES {
-            let text = format!("message {n} {}", "x".repeat(100));
-            sender.send(frame(Opcode::Text, text.as_bytes())).await;
-        }
-        sender
-    });
-    let (mut pings, mut messages) = (0_u32, 0);
-    let mut longest = Duration::ZERO;
-    while messages < MESSAGES {
-        let (asked, payload) = (Instant::now(), pings.to_be_bytes());
-        member.send(frame(Opcode::Ping, &payload)).await;
-        loop {
-            let frame = member.frame().await;
-            if frame.opcode == Opcode::Pong as u8 {
-                assert_eq!(frame.payload, payload);
-                break;
+    // Messages pass until all pings are answered, and not the other way round.
+    let room = Arc::new(Semaphore::new(AHEAD));
+    let sending = tokio::spawn({
+        let room = Arc::clone(&room);
+        async move {
+            for n in 0.. {
+                let Ok(place) = room.acquire().await else {
+                    break;
+                };
+                place.forget();
+                let text = format!("message {n} {}", "x".repeat(100));
+                sender.send(frame(Opcode::Text, text.as_bytes())).await;
             }
-            let text = String::from_utf8(frame.payload).expect("text");
-            assert!(text.starts_with(&format!("message {messages} ")), "{text}");
-            messages += 1;
+            sender
         }
-        pings += 1;
-        longest = longest.max(asked.elapsed());
-        // A message, so that there is at most one ping for each.
-        if messages < MESSAGES {
-            let frame = member.frame().await;
-            assert_eq!(frame.opcode, Opcode::Text as u8);
-            messages += 1;
+    });
+    let (mut pings, mut pongs, mut messages) = (0_u32, 0_u32, 0);
+    while pongs < PINGS || messages < MESSAGES {
+        if pings == pongs {
+            member.send(frame(Opcode::Ping, &pings.to_be_bytes())).await;
+            pings += 1;
         }
+        let frame = member.frame().await;
+        if frame.opcode == Opcode::Pong as u8 {
+            assert_eq!(frame.payload, pongs.to_be_bytes());
+            pongs += 1;
+            continue;
+        }
+        let text = String::from_utf8(frame.payload).expect("text");
+        assert!(text.starts_with(&format!("message {messages} ")), "{text}");
+        messages += 1;
+        room.add_permits(1);
     }
+    room.close();
     sending.await.expect("the sender is still connected");
-    assert!(pings > 10, "{pings} pings among {MESSAGES} messages");
-    assert!(longest < SOON, "the slowest of {pings} took {longest:?}");
 }
 
 // === §7: closing ===
 
 #[tokio::test]
 async fn each_code_of_a_close_is_echoed_or_refused() {
-    let node = Node::alone(RAW).await;
+    // Nobody waits for that: the end comes with the echo.
+    let patient = RAW.replacen("[sockets]", "[sockets]\nclose_timeout = \"1h\"", 1);
+    let node = Node::alone(&patient).await;
     for code in [
         1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000,
         4999,
     ] {
         let mut wire = echo(&node).await;
-        let begun = Instant::now();
         wire.send(frame(Opcode::Close, &close_payload(code, "why not")))
             .await;
         assert_eq!(wire.close().await.0, code);
         wire.expect_eof().await;
-        assert!(begun.elapsed() < Duration::from_secs(1), "{code}");
     }
     for code in [
         0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 65_535,
@@ -763,11 +764,7 @@ async fn who_does_not_answer_a_close_is_cut_off_in_time() {
     let _ = wire
         .try_send(frame(Opcode::Text, br#"{"event":"late"}"#))
         .await;
-    within(Duration::from_secs(2), "the end", async || {
-        wire.expect_eof().await;
-        true
-    })
-    .await;
+    wire.expect_eof().await;
     node.api().publish("/x", "fence", Value::Null).await;
     assert_eq!(member.next().await.event, "fence");
 }
@@ -799,7 +796,7 @@ async fn two_hundred_ends_of_all_kinds_leave_no_file_open() {
         }
     }
 
-    within(Duration::from_secs(2), "the files are closed", async || {
+    eventually("the files are closed", async || {
         let now = node.process().open_files();
         if now <= before {
             Ok(())

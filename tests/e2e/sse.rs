@@ -1,13 +1,12 @@
 //! Server-sent events: a room's path, asked for as an event stream, is a socket that only receives.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use reqwest::Method;
 use serde_json::{Value, json};
 use unisono_tests::{
-    Dispatched, Nginx, Node, Response, Sandbox, Stream, Wire, eventually, free_port,
-    stream_request, within,
+    Dispatched, Nginx, Node, Response, Sandbox, Stream, Wire, eventually, free_port, stream_request,
 };
 
 // === what comes ===
@@ -439,8 +438,7 @@ async fn who_never_reads_is_cut_and_the_others_miss_nothing() {
         assert!(queued <= 256 * 1024, "{queued} bytes wait after {n}");
     }
 
-    // Twice its patience, and some for a machine that is busy.
-    within(Duration::from_secs(6), "it is cut", async || {
+    eventually("it is cut", async || {
         let members = node.api().members("/x").await;
         match members["count"].as_u64() {
             Some(2) => Ok(()),

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::Instant;
 use unisono_tests::{Collector, Node, Reply, Sandbox, Span, eventually, free_port};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -331,12 +329,10 @@ async fn a_collector_that_takes_nothing_costs_nobody_anything() {
     ] {
         let mut node = Node::alone(&format!("{tracing}{drain}")).await;
         let mut client = node.client("/x").await;
-        let start = Instant::now();
         for n in 0..100 {
             node.api().publish("/x", "news", json!(n)).await;
             assert_eq!(client.expect("news").await.data, json!(n));
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "{tracing}");
         eventually("what is lost is counted", async || {
             let metrics = node.metrics().await;
             let [failed, dropped] = ["failed", "dropped"]
@@ -346,10 +342,8 @@ async fn a_collector_that_takes_nothing_costs_nobody_anything() {
             enough.then_some(()).ok_or((failed, dropped))
         })
         .await;
-        let start = Instant::now();
         node.terminate();
         assert!(node.process().exited().await.success());
-        assert!(start.elapsed() < Duration::from_secs(6), "{tracing}");
         let said = node.process().stderr();
         let lines = said.matches("the collector did not take spans").count();
         assert!((1..=3).contains(&lines), "{said}");

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{Api, Client, Identity, Metrics, Output, Process, Stream, Wire, eventually, within};
 
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The API key of every node that gets none of its own: the harness's callers and [`unisono`] know it.
 pub const KEY: &str = "the-api-key-of-all-nodes-of-the-tests";

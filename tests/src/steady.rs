@@ -29,12 +29,6 @@ const PACE: Duration = Duration::from_millis(5);
 /// Numbers that make up a measurement, at least.
 const ENOUGH: usize = 200;
 
-/// By how much the 99th percentile may grow under an attack, and what it may be in any case, in a build without
-/// optimisation, on a machine that has other things to do. And what the slowest may be.
-const TIMES: u32 = 10;
-const FLOOR: Duration = Duration::from_millis(500);
-const SLOWEST: Duration = Duration::from_secs(2);
-
 impl Steady {
     /// Connects the two, one to each URL; both are of one room whose members hear each other. Returns once it is known
     /// how fast they are when nothing happens.
@@ -57,7 +51,8 @@ impl Steady {
         }
     }
 
-    /// Expects the pair to feel nothing of what is done meanwhile, and of what comes of it for a second at least.
+    /// Expects the pair to go on, whatever is done meanwhile and comes of it: what is sent behind the attack arrives, too.
+    /// How fast it was is printed only, as a busy machine may slow it by any factor.
     #[track_caller]
     pub fn during<T>(&mut self, attack: impl Future<Output = T>) -> impl Future<Output = T> {
         let here = Location::caller();
@@ -79,8 +74,7 @@ impl Steady {
                 self.calm
             );
             println!("{seen}");
-            assert!(p99 <= FLOOR.max(self.calm * TIMES), "{seen}");
-            assert!(slowest <= SLOWEST, "{seen}");
+            assert!(slowest <= PATIENCE, "{seen}");
             value
         }
     }

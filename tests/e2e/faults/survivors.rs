@@ -109,14 +109,12 @@ async fn a_survivor_tells_of_the_sockets_of_a_killed_node() {
         told.fence(&sandbox, (dead + 1) % 3).await;
 
         sandbox.nodes[dead].kill();
-        let since = Instant::now();
         let told_of = told.until(|event| event["type"] == "vacated" && event["room"] == "/away");
         let mut all = told_of.await;
         // Rooms may be told of before their sockets are.
         for (socket, more) in told.fence(&sandbox, (dead + 1) % 3).await {
             all.entry(socket).or_default().extend(more);
         }
-        assert!(since.elapsed() < NODE_TIMEOUT + Duration::from_secs(2));
         all.remove("");
 
         let ends = list(&["left /away", "left /home", "closed /home 1006"]);

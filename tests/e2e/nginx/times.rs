@@ -6,21 +6,24 @@ use unisono_tests::{BEARER, is_held};
 use super::*;
 
 /// A node that pings like the shipped ones, only faster.
-const QUICK_PINGS: &str = "[sockets]\nping_interval = \"500ms\"\npong_timeout = \"500ms\"";
+const QUICK_PINGS: &str = "[sockets]\nping_interval = \"500ms\"\npong_timeout = \"30s\"";
+
+/// So many of them take longer than an nginx waits that waits for 5 seconds.
+const PINGS: usize = 14;
 
 #[tokio::test]
 async fn pings_keep_an_idle_socket_open() {
     let node = Node::alone(QUICK_PINGS).await;
     let nginx = config(std::slice::from_ref(&node))
-        .set("proxy_read_timeout 75s;", "proxy_read_timeout 1500ms;")
+        .set("proxy_read_timeout 75s;", "proxy_read_timeout 5s;")
         .start()
         .await;
     let mut client = nginx.client("/x").await;
     let mut stream = nginx.stream("/x").await;
-    for _ in 0..6 {
+    for _ in 0..PINGS {
         assert!(matches!(client.next_frame().await, Message::Ping(_)));
     }
-    for _ in 0..6 {
+    for _ in 0..PINGS {
         stream.expect_comment().await;
     }
     client.publish("/x", "n", Value::Null).await;
@@ -31,7 +34,7 @@ async fn pings_keep_an_idle_socket_open() {
 async fn a_socket_on_which_nothing_passes_is_cut() {
     let node = Node::alone("").await;
     let nginx = config(std::slice::from_ref(&node))
-        .set("proxy_read_timeout 75s;", "proxy_read_timeout 1500ms;")
+        .set("proxy_read_timeout 75s;", "proxy_read_timeout 5s;")
         .start()
         .await;
     let mut clock = Node::alone(QUICK_PINGS).await;
@@ -39,7 +42,7 @@ async fn a_socket_on_which_nothing_passes_is_cut() {
     let mut idle = nginx.client("/x").await;
     let mut speaks = nginx.client("/y").await;
     // One that only speaks is not idle, though nobody answers it.
-    for n in 0..6 {
+    for n in 0..PINGS {
         assert!(matches!(ticks.next_frame().await, Message::Ping(_)));
         speaks.send("n", json!(n)).await;
     }
