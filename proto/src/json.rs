@@ -13,8 +13,12 @@ use serde_json::value::RawValue;
 
 use crate::name::{SERVER_EVENT_PREFIX, is_reserved};
 
-/// Most levels of arrays and objects in a message, its own object counted: `data` may have one less.
-pub const DEPTH_MAX: usize = 128;
+/// Most levels of arrays and objects in a message, its own object counted: as many as serde_json reads. Python reads
+/// some thousand, PHP 512.
+pub const MESSAGE_LEVELS_MAX: usize = 127;
+
+/// Most levels in the `data` of one. A request to the application puts three around it.
+pub const DATA_LEVELS_MAX: usize = MESSAGE_LEVELS_MAX - 3;
 
 /// Digits that never make a number beyond a double, without an exponent: the largest double has 309.
 const DIGITS_SAFE: usize = 308;
@@ -22,9 +26,9 @@ const DIGITS_SAFE: usize = 308;
 /// JSON that not every reader can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// More than [`DEPTH_MAX`] levels.
-    #[error("is nested too deeply: a message has at most {DEPTH_MAX} levels")]
-    TooDeep,
+    /// More than so many levels.
+    #[error("is nested too deeply, at most {0} levels")]
+    TooDeep(usize),
     /// `\ud800` without its other half, which is no text in UTF-8.
     #[error("has a lone surrogate")]
     LoneSurrogate,
@@ -42,7 +46,7 @@ pub enum Unreadable {
 ///
 /// What they cannot read.
 pub fn check_data(json: &[u8]) -> Result<(), Unreadable> {
-    check(json, DEPTH_MAX - 1)
+    check(json, DATA_LEVELS_MAX)
 }
 
 /// The same of a whole message.
@@ -51,19 +55,21 @@ pub fn check_data(json: &[u8]) -> Result<(), Unreadable> {
 ///
 /// What they cannot read.
 pub fn check_message(json: &[u8]) -> Result<(), Unreadable> {
-    check(json, DEPTH_MAX)
+    check(json, MESSAGE_LEVELS_MAX)
 }
 
 /// Jumps from one text, number or bracket to the next. Of what is no JSON it says anything, but it ends.
-fn check(json: &[u8], levels: usize) -> Result<(), Unreadable> {
-    let mut levels_left = levels;
+fn check(json: &[u8], levels_max: usize) -> Result<(), Unreadable> {
+    let mut levels_left = levels_max;
     let mut at = 0;
     while let Some(byte) = json.get(at) {
         at = match byte {
             b'"' => end_of_text(json, at + 1)?,
             b'-' | b'0'..=b'9' => end_of_number(json, at)?,
             b'{' | b'[' => {
-                levels_left = levels_left.checked_sub(1).ok_or(Unreadable::TooDeep)?;
+                levels_left = levels_left
+                    .checked_sub(1)
+                    .ok_or(Unreadable::TooDeep(levels_max))?;
                 at + 1
             }
             b'}' | b']' => {
@@ -212,20 +218,21 @@ mod tests {
     #[test]
     fn what_common_readers_cannot_read_is_found() {
         use Unreadable::{LoneSurrogate, NulName, NumberTooLarge, TooDeep};
+        let too_deep = Err(TooDeep(124));
         let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
         let objects = |levels| r#"{"a":"#.repeat(levels) + "1" + &"}".repeat(levels);
         let digits = |count| "9".repeat(count);
         for (json, expected) in [
             ("null".to_owned(), Ok(())),
-            (nested(127), Ok(())),
-            (nested(128), Err(TooDeep)),
-            (objects(127), Ok(())),
-            (objects(128), Err(TooDeep)),
-            (nested(20_000), Err(TooDeep)),
+            (nested(124), Ok(())),
+            (nested(125), too_deep),
+            (objects(124), Ok(())),
+            (objects(125), too_deep),
+            (nested(20_000), too_deep),
             (format!("[{}]", ["[]"; 1_000].join(",")), Ok(())),
             (format!(r#""{}""#, nested(1_000)), Ok(())),
             (format!(r#""\"{}""#, nested(1_000)), Ok(())),
-            (format!(r#"["\\",{}]"#, nested(127)), Err(TooDeep)),
+            (format!(r#"["\\",{}]"#, nested(124)), too_deep),
             (r#""\ud83d\ude00 \u00e9 \uD83D\uDE00""#.into(), Ok(())),
             (r#""\ud83d""#.into(), Err(LoneSurrogate)),
             (r#""\ud83d\u0041""#.into(), Err(LoneSurrogate)),
@@ -250,8 +257,9 @@ mod tests {
             assert!(serde_json::from_str::<&RawValue>(&json).is_ok(), "{json}");
             assert_eq!(check_data(json.as_bytes()), expected, "{json}");
         }
-        assert_eq!(check_message(nested(128).as_bytes()), Ok(()));
-        assert_eq!(check_message(nested(129).as_bytes()), Err(TooDeep));
+        assert_eq!(check_message(nested(127).as_bytes()), Ok(()));
+        let deeper = check_message(nested(128).as_bytes());
+        assert_eq!(deeper, Err(TooDeep(127)));
     }
 
     #[test]
@@ -316,7 +324,7 @@ mod tests {
         #[test]
         fn what_passes_is_what_serde_json_reads(json in json()) {
             let reads = serde_json::from_str::<Value>(&json).is_ok();
-            match check_data(json.as_bytes()) {
+            match check_message(json.as_bytes()) {
                 // Stricter than serde_json, for the sake of PHP.
                 Err(Unreadable::NulName) => {}
                 checked => prop_assert_eq!(checked.is_ok(), reads, "{}: {:?}", json, checked),
