@@ -79,12 +79,12 @@ impl Listed {
             }
         }
         match Origin::parse(&format!("{scheme}://{label}{rest}")) {
-            None => bad("that is no host, or no port"),
-            Some(origin) if wildcard => Ok(Self::AnyLabel(Origin {
+            Some(origin) if !wildcard => Ok(Self::One(origin)),
+            Some(origin) if origin.host.len() > label.len() => Ok(Self::AnyLabel(Origin {
                 host: origin.host[label.len()..].to_owned(),
                 ..origin
             })),
-            Some(origin) => Ok(Self::One(origin)),
+            _ => bad("that is no host, or no port"),
         }
     }
 
