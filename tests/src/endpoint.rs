@@ -49,6 +49,8 @@ pub enum Reply {
     Status(u16),
     /// Nothing: the connection stays open.
     Silence,
+    /// Nothing: the connection ends.
+    HangUp,
 }
 
 type Answer = Box<dyn FnMut(&Request) -> Reply + Send>;
@@ -83,7 +85,7 @@ impl Reply {
         match self {
             Self::Json(_) | Self::Body(_) => 200,
             Self::Status(status) => *status,
-            Self::Silence => 0,
+            Self::Silence | Self::HangUp => 0,
         }
     }
 }
@@ -181,6 +183,7 @@ impl Shared {
                 Reply::Body(body) => (200, body),
                 Reply::Status(status) => (status, vec![]),
                 Reply::Silence => pending().await,
+                Reply::HangUp => return Ok(()),
             };
             let head = format!(
                 "HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n\r\n",

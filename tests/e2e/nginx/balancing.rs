@@ -1,6 +1,6 @@
 //! Which node gets whom.
 
-use unisono_tests::{Endpoint, Reply, closed_to, connections_to, unread_at};
+use unisono_tests::{Endpoint, Reply, closed_to, connections_to, free_port, unread_at};
 
 use super::*;
 
@@ -198,6 +198,71 @@ async fn a_post_that_was_answered_503_is_not_repeated() {
     assert_eq!(answer(nginx.wire().await, request).await.status, 503);
     let requests = applications.iter().map(|it| it.requests().len());
     assert_eq!(requests.sum::<usize>(), 1);
+}
+
+const PUBLISH: &str =
+    "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"room\":\"/\"}";
+
+#[tokio::test]
+async fn a_post_that_the_api_has_refused_goes_to_the_next_node() {
+    let node = async |status| Endpoint::start(move |_| Reply::Status(status)).await;
+    let nodes = [node(503).await, node(503).await, node(200).await];
+    let nginx = Nginx::config(nodes.each_ref().map(Endpoint::port));
+    let nginx = nginx.start().await;
+    for n in 1..=6 {
+        assert_eq!(answer(nginx.wire().await, PUBLISH).await.status, 200);
+        let taken = nodes[2].requests();
+        assert_eq!(taken.len(), n, "once, and no more");
+        assert!(
+            taken
+                .iter()
+                .all(|request| request.bytes == b"{\"room\":\"/\"}")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_post_passes_a_node_that_refuses_and_one_that_is_gone() {
+    let refusing = Endpoint::start(|_| Reply::Status(503)).await;
+    let node = Endpoint::start(|_| Reply::Status(200)).await;
+    let ports = [free_port(), refusing.port(), node.port()];
+    let nginx = Nginx::config(ports).start().await;
+    // Whichever comes first: nothing was sent to the one, and the other did nothing.
+    for n in 1..=9 {
+        assert_eq!(answer(nginx.wire().await, PUBLISH).await.status, 200);
+        assert_eq!(node.requests().len(), n, "once, and no more");
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_every_node_refuses_is_answered_503() {
+    let busy = async || Endpoint::start(|_| Reply::Status(503)).await;
+    let nodes = [busy().await, busy().await, busy().await];
+    let nginx = Nginx::config(nodes.each_ref().map(Endpoint::port));
+    let nginx = nginx.start().await;
+    assert_eq!(answer(nginx.wire().await, PUBLISH).await.status, 503);
+    let requests = nodes.iter().map(|it| it.requests().len());
+    assert_eq!(
+        requests.sum::<usize>(),
+        4,
+        "in the first turn one, in the second all"
+    );
+}
+
+#[tokio::test]
+async fn a_post_that_was_refused_and_then_taken_is_not_repeated_after_an_error() {
+    let refusing = Endpoint::start(|_| Reply::Status(503)).await;
+    // Takes the request and hangs up: whatever it did, it has perhaps done it.
+    let dying = async || Endpoint::start(|_| Reply::HangUp).await;
+    let dying = [dying().await, dying().await];
+    let [one, two] = dying.each_ref().map(Endpoint::port);
+    let nginx = Nginx::config([refusing.port(), one, two]).start().await;
+    let published = || dying.iter().map(|it| it.requests().len()).sum::<usize>();
+    for _ in 0..6 {
+        let before = published();
+        assert_eq!(answer(nginx.wire().await, PUBLISH).await.status, 502);
+        assert_eq!(published(), before + 1);
+    }
 }
 
 #[tokio::test]
