@@ -8,7 +8,10 @@ use futures_util::StreamExt;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
-use unisono_tests::{Backend, BackendConfig, Nats, PATIENCE, Sandbox, SandboxConfig, eventually};
+use unisono_tests::{
+    Backend, BackendConfig, Endpoint, Nats, PATIENCE, Reply, Sandbox, SandboxConfig, eventually,
+    free_port,
+};
 
 const ROOMS: &str = r#"
 [[rooms]]
@@ -501,6 +504,66 @@ async fn the_webhooks_refuse_what_another_has_signed() {
             refusal.message, "the application refused the request",
             "{file}"
         );
+    }
+}
+
+const PUBLISHERS: [&str; 3] = ["publish.py", "publish.mjs", "publish.php"];
+
+/// What a publisher prints, given these nodes.
+async fn published(file: &str, nodes: &[String]) -> Option<String> {
+    Backend::config(file)
+        .env("NODES", &nodes.join(","))
+        .env("API_KEY", "a-long-key")
+        .run(&["/x", "n", "[1]"])
+        .await
+}
+
+#[tokio::test]
+async fn the_publishers_publish() {
+    let sandbox = Sandbox::config().nodes(1).key("a-long-key").start().await;
+    let node = format!("http://127.0.0.1:{}", sandbox.nodes[0].port());
+    let mut member = sandbox.client(0, "/x").await;
+    for file in PUBLISHERS {
+        let printed = published(file, std::slice::from_ref(&node)).await;
+        assert_eq!(printed.as_deref(), Some("sent\n"), "{file}");
+        assert_eq!(member.expect("n").await.data, json!([1]), "{file}");
+    }
+}
+
+#[tokio::test]
+async fn the_publishers_try_the_next_node_where_nothing_was_done() {
+    let gone = format!("http://127.0.0.1:{}", free_port());
+    for file in PUBLISHERS {
+        let draining = Endpoint::start(|_| Reply::Status(503)).await;
+        let [node, unasked] =
+            [(); 2].map(|()| Endpoint::start(|_| Reply::Json(json!({"status": "sent"}))));
+        let (node, unasked) = (node.await, unasked.await);
+        let nodes = [gone.clone(), draining.base(), node.base(), unasked.base()];
+
+        assert_eq!(
+            published(file, &nodes).await.as_deref(),
+            Some("sent\n"),
+            "{file}"
+        );
+
+        let requests = [&draining, &node, &unasked].map(|node| node.requests().len());
+        assert_eq!(requests, [1, 1, 0], "{file}");
+    }
+}
+
+#[tokio::test]
+async fn the_publishers_do_not_try_again_what_may_have_been_done() {
+    for file in PUBLISHERS {
+        let dying = Endpoint::start(|_| Reply::HangUp).await;
+        let next = Endpoint::start(|_| Reply::Json(json!({"status": "sent"}))).await;
+
+        assert_eq!(
+            published(file, &[dying.base(), next.base()]).await,
+            None,
+            "{file}"
+        );
+
+        assert_eq!(next.requests().len(), 0, "{file}");
     }
 }
 

@@ -69,10 +69,29 @@ impl BackendConfig {
         }
     }
 
+    /// Runs one that serves nobody to its end, with these arguments. Returns what it printed, where it succeeds.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn run(self, arguments: &[&str]) -> Option<String> {
+        let directory = TempDir::with_prefix("unisono-backend-").expect("a temporary directory");
+        let mut command = match self.file.ends_with(".php") {
+            true => {
+                let mut command = Command::new("php");
+                command.arg(example(&self.file));
+                command
+            }
+            false => self.command(directory.path()),
+        };
+        command.args(arguments).envs(self.env);
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = output.expect("it does not panic").expect(HINT);
+        let printed = String::from_utf8(output.stdout).expect("text");
+        output.status.success().then_some(printed)
+    }
+
     fn command(&self, directory: &Path) -> Command {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../docs/examples")
-            .join(&self.file);
+        let file = example(&self.file);
         let installed = installed();
         let extension = file.extension().and_then(|extension| extension.to_str());
         match extension {
@@ -126,6 +145,23 @@ impl Backend {
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+fn example(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs/examples")
+        .join(file)
+}
+
+/// A program of `tests/backends` in Python, in the environment that `tests/backends/install` makes.
+///
+/// # Panics
+/// When that is not there.
+pub fn python(file: &str) -> Command {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("backends");
+    let mut command = Command::new(installed().join("venv/bin/python"));
+    command.arg(program.join(file));
+    command
 }
 
 /// Where `tests/backends/install` puts things.

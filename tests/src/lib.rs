@@ -35,7 +35,7 @@ mod wire;
 mod witness;
 
 pub use api::{Answer, Api};
-pub use backend::{Backend, BackendConfig};
+pub use backend::{Backend, BackendConfig, python};
 pub use browser::{Browser, Page};
 pub use client::{Client, Event, Heard, Refusal};
 pub use collector::{Collector, Span};
