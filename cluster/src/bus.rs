@@ -31,6 +31,9 @@ pub trait Bus: 'static {
     /// As [`Bus::subscribe`], and of all nodes that have subscribed so to the subject, one gets each message.
     fn subscribe_shared(&self, subject: Subject) -> impl Future<Output = Self::Subscription>;
 
+    /// Ends a subscription without losing what the bus has sent already: that still comes, and then the stream ends.
+    fn drain(&self, subscription: &mut Self::Subscription) -> impl Future<Output = ()>;
+
     /// How the connection does now.
     fn status(&self) -> BusStatus;
 

@@ -171,6 +171,10 @@ impl Bus for MemoryBus {
         self.add(subject, true)
     }
 
+    async fn drain(&self, subscription: &mut MemorySubscription) {
+        self.hub.lock().unsubscribe(subscription);
+    }
+
     fn status(&self) -> BusStatus {
         let switch = self.hub.lock();
         let me = switch.connections.get(&self.id);
@@ -235,6 +239,15 @@ impl Switch {
         }
     }
 
+    fn unsubscribe(&mut self, MemorySubscription { pattern, id, .. }: &MemorySubscription) {
+        if let Some(there) = self.subscriptions.get_mut(pattern.as_str()) {
+            there.retain(|subscribed| subscribed.id != *id);
+            if there.is_empty() {
+                self.subscriptions.remove(pattern.as_str());
+            }
+        }
+    }
+
     /// Delivers to the subscriptions of those connections, of shared ones to one; gives the number of deliveries.
     fn deliver(&mut self, message: &Message, reached: impl Fn(u64, &Connection) -> bool) -> usize {
         let mut responders = 0;
@@ -279,12 +292,6 @@ impl Stream for MemorySubscription {
 
 impl Drop for MemorySubscription {
     fn drop(&mut self) {
-        let mut switch = self.hub.lock();
-        if let Some(there) = switch.subscriptions.get_mut(self.pattern.as_str()) {
-            there.retain(|subscribed| subscribed.id != self.id);
-            if there.is_empty() {
-                switch.subscriptions.remove(self.pattern.as_str());
-            }
-        }
+        self.hub.lock().unsubscribe(self);
     }
 }

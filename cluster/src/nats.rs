@@ -219,6 +219,13 @@ impl Bus for NatsBus {
         NatsSubscription(subscriber.ok())
     }
 
+    async fn drain(&self, subscription: &mut NatsSubscription) {
+        if let Some(subscriber) = &mut subscription.0 {
+            // Only a client that is closed refuses, and then the stream has ended.
+            let _ = subscriber.drain().await;
+        }
+    }
+
     fn status(&self) -> BusStatus {
         BusStatus {
             connected: self.client.connection_state() == State::Connected,
@@ -240,6 +247,8 @@ impl Bus for NatsBus {
 
     async fn close(&self) {
         let drained = async {
+            // A client that drains may end with its last bytes unwritten, where the socket takes no more for a moment.
+            let _ = self.client.flush().await;
             let _ = self.client.drain().await;
             while !self.seen.closed.load(Ordering::Acquire) {
                 tokio::time::sleep(CLOSE_POLL).await;

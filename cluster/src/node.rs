@@ -110,6 +110,8 @@ pub enum Event {
         /// Its share of the budget.
         permit: Permit,
     },
+    /// No more [`Event::Api`] comes: see [`Cluster::stop_serving`].
+    ApiEnded(oneshot::Sender<()>),
     /// The room has its first member in the cluster, and this node is the one that says so.
     Occupied(RoomName),
     /// The room has lost its last member in the cluster, and this node is the one that says so.
@@ -200,6 +202,7 @@ enum Command {
     PublishConfirmed(Box<Publication>, Permit, oneshot::Sender<Gathered>),
     Peers(oneshot::Sender<Vec<Peer>>),
     Unreadable(oneshot::Sender<Vec<Unreadable>>),
+    StopServing(oneshot::Sender<()>),
 }
 
 /// At most two messages for each room that gets its first local member or loses its last, and each socket and member
@@ -226,7 +229,9 @@ enum What {
     Raw(Bytes, Option<Permit>),
     /// Nothing but a question to the server itself, with its number.
     Void(u64),
-    /// Say goodbye and close.
+    /// Say goodbye.
+    Goodbye(oneshot::Sender<()>),
+    /// Close the connection.
     Close(oneshot::Sender<()>),
 }
 
@@ -254,6 +259,8 @@ struct Traffic {
 enum RoomOp {
     Subscribe(RoomName),
     Unsubscribe(RoomName),
+    /// Take no more requests of applications.
+    StopServing(oneshot::Sender<()>),
 }
 
 /// How often the loop looks at the connection and at what has run out.
@@ -477,17 +484,51 @@ impl Cluster {
         receiver.await.unwrap_or_default()
     }
 
-    /// Says goodbye, writes out what waits to be sent, and closes the connection.
+    /// Waits until the link to the bus is there, and proved.
+    pub async fn connected(&self) {
+        let mut link = self.link.clone();
+        // Without a sender the node has ended.
+        let _ = link.wait_for(|state| *state == LinkState::Connected).await;
+    }
+
+    /// Takes no more requests of applications from the bus: those go to other nodes from now on. Returns when the host
+    /// has seen to all that this node has taken, as it says by way of [`Event::ApiEnded`].
+    pub async fn stop_serving(&self) {
+        let (sender, receiver) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::StopServing(sender))
+            .await
+            .is_ok()
+        {
+            let _ = receiver.await;
+        }
+    }
+
+    /// Writes out what waits to be sent, and says goodbye: to the others this node is gone, and no heartbeat follows.
+    /// Returns when each of them has shown, within `call_timeout`, that it has heard so. What they asked before is here by
+    /// then, and can still be answered.
+    pub async fn say_goodbye(&self) {
+        if self.hand_over(What::Goodbye).await && !self.alone {
+            self.call_all(Request::Probe).await;
+        }
+    }
+
+    /// Writes out what waits to be sent, says goodbye unless that is done, and closes the connection. Nothing can be
+    /// sent from then on.
     pub async fn leave(&self) {
+        self.hand_over(What::Close).await;
+    }
+
+    /// Waits until the lane of data has come to it. Says whether it has.
+    async fn hand_over(&self, what: impl FnOnce(oneshot::Sender<()>) -> What) -> bool {
         let (sender, receiver) = oneshot::channel();
         let parcel = Parcel {
             subject: self.subjects.heartbeat(),
             reply: None,
-            what: What::Close(sender),
+            what: what(sender),
         };
-        if self.data.send(parcel).await.is_ok() {
-            let _ = receiver.await;
-        }
+        self.data.send(parcel).await.is_ok() && receiver.await.is_ok()
     }
 
     /// The command is on its way when this returns, before anybody awaits the answer.
@@ -605,6 +646,7 @@ impl Node {
                 messages: metrics::counter!("unisono_bus_sent_messages_total"),
                 bytes: metrics::counter!("unisono_bus_sent_bytes_total"),
             },
+            said_goodbye: Rc::default(),
         };
         let (there, there_receiver) = watch::channel(false);
         let control = Control {
@@ -613,6 +655,7 @@ impl Node {
             reader,
             readers: JoinSet::new(),
             room_readers: HashMap::new(),
+            serving: None,
             deferred: HashSet::new(),
             there: there_receiver.clone(),
             beats: (0, 0),

@@ -167,6 +167,7 @@ impl Seen {
                     responder.respond_raw(verb.into());
                 }
             }
+            Event::ApiEnded(told) => told.send(()).unwrap(),
             Event::Occupied(room) => self.turns.push(format!("+{room}")),
             Event::Vacated(room) => self.turns.push(format!("-{room}")),
             Event::Found(held) => self.turns.push(format!("+{}", word(&held))),
@@ -248,6 +249,36 @@ fn nodes_find_each_other_and_notice_a_death() {
         sim.add(7);
         sleep(3 * A_WHILE).await;
         assert_eq!(sim.peers(0).await, [NodeId::new(7)]);
+    });
+}
+
+#[test]
+fn a_node_that_says_goodbye_stays_gone_and_costs_no_gap() {
+    story(async || {
+        let sim = Sim::start(3).await;
+        sim.cluster(0).want(room("r"));
+        sleep(A_WHILE).await;
+        let leaving = NodeId::new(2);
+        assert_eq!(
+            sim.cluster(2).publish(to_room("r", "last"), None),
+            Sent::ToAll
+        );
+        let asked = sim.cluster(0).call(leaving, emit(2), None);
+        sim.cluster(2).stop_serving().await;
+        sim.cluster(2).say_goodbye().await;
+        // What it was asked before it is gone is answered, and what it published before is heard.
+        assert!(matches!(asked.await, Ok(Answer::Statuses(_))));
+        assert_eq!(sim.texts(0), ["last"]);
+        // It is not heard again, however long it takes until its connection is closed.
+        for _ in 0..20 {
+            assert_eq!(sim.peers(0).await, [NodeId::new(1)]);
+            sleep(A_WHILE).await;
+        }
+        sim.cluster(2).leave().await;
+        sleep(2 * NODE_TIMEOUT).await;
+        for nth in 0..3 {
+            assert_eq!(sim.seen(nth, |seen| seen.gaps.len()), 0, "node {nth}");
+        }
     });
 }
 

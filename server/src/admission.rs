@@ -77,11 +77,13 @@ async fn decide(
     if !rule.join.by_url() {
         return Err(forbidden("clients may not come to this room by its URL"));
     }
-    if shared.load.draining.load(Ordering::Relaxed) {
+    let slot = shared.load.socket(wire, shared.config.sockets.max);
+    // After it is counted: a drain that begins now either is seen or sees it.
+    if shared.load.draining.load(Ordering::SeqCst) {
         let message = "the node is about to stop";
         return Err(Refusal::unavailable("draining", message));
     }
-    let Some(slot) = shared.load.socket(wire, shared.config.sockets.max) else {
+    let Some(slot) = slot else {
         return Err(Refusal::unavailable("full", "the node is full"));
     };
     shared.auth.check_origin(&handshake)?;

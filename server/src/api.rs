@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod leaving;
 mod span;
 mod sse;
 mod tail;
@@ -96,6 +97,7 @@ pub fn app(
             }
         })
         .app_data(worker)
+        .wrap(actix_web::middleware::from_fn(leaving::watch))
         .service(at("/", web::get().to(chat_page)))
         .service(at("/health/live", web::get().to(live)).route(web::head().to(live)))
         .service(at("/health/ready", web::get().to(ready)).route(web::head().to(ready)))
@@ -335,7 +337,12 @@ async fn drain(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiErr
         let asked = shared.cluster.call(node, Request::Drain, None).await;
         asked.map_err(|error| match error {
             CallError::NodeGone => no_such_node(),
-            CallError::Timeout => ApiError::unavailable("the node does not answer"),
+            // Not a 503, which would say that nothing was done.
+            CallError::Timeout => ApiError {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                code: "timeout",
+                message: "the node does not answer; perhaps it drains".to_owned(),
+            },
             CallError::Unsupported => {
                 ApiError::unavailable("the node is of an earlier version, which cannot be asked")
             }
@@ -562,8 +569,10 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let bytes = web::Bytes::from_request(request, payload);
-        let unisono = request.app_data::<Handle>();
-        let patience = unisono.map(|unisono| unisono.shared.config.api.idle_timeout);
+        let unisono = request.app_data::<Handle>().cloned();
+        let patience = unisono
+            .as_ref()
+            .map(|unisono| unisono.shared.config.api.idle_timeout);
         Box::pin(async move {
             let slow = |_| ApiError {
                 status: StatusCode::REQUEST_TIMEOUT,
@@ -571,7 +580,12 @@ impl FromRequest for Body {
                 message: "the body took too long".to_owned(),
             };
             let bytes = tokio::time::timeout(patience.unwrap_or_default(), bytes);
-            let bytes = bytes.await.map_err(slow)?.map_err(|error| {
+            let bytes = bytes.await.map_err(slow)?;
+            // One that came so slowly that it was waited for no longer.
+            if unisono.is_some_and(|unisono| unisono.shared.load.left.load(Ordering::SeqCst)) {
+                return Err(ApiError::draining());
+            }
+            let bytes = bytes.map_err(|error| {
                 let status = error.as_response_error().status_code();
                 ApiError {
                     status,
@@ -694,11 +708,20 @@ impl ApiError {
         }
     }
 
+    /// As every 503 of this API it promises that nothing was done: nginx sends the request to another node.
     fn unavailable(message: &str) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             code: "unavailable",
             message: message.to_owned(),
+        }
+    }
+
+    fn draining() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "draining",
+            message: "the node is about to stop: nothing was done, ask another".to_owned(),
         }
     }
 

@@ -109,6 +109,8 @@ pub struct Cluster {
     pub subscription_messages: usize,
     #[serde(deserialize_with = "duration")]
     pub ready_grace: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub start_wait: Duration,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use socket2::SockFilter;
 use socket2::{Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
-use tracing::warn;
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
 
 use crate::door::Door;
 use crate::shared::Shared;
@@ -32,6 +35,10 @@ const TOO_MANY: &[u8] =
 /// How long such a client may take to read it, and how many may at one time, of each worker; more are just closed.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSING_MAX: usize = 64;
+
+/// How long a listener that closes still accepts those that the kernel has answered: longer than it takes such a
+/// connection to be complete. Whoever is not heard for so long tries again after a second.
+const LAST_CALL: Duration = Duration::from_millis(10);
 
 /// The wait after a failure to accept, which is most often a want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -75,14 +82,22 @@ impl Listener {
         Ok(sockets.into_iter().map(of).collect())
     }
 
-    /// Lets in who comes. What is above `sockets.connections` is closed.
+    /// Lets in who comes, until the doors close, which those of administrators do not. What is above
+    /// `sockets.connections` is closed.
     pub async fn accept(self, door: Rc<Door>, shared: Arc<Shared>) -> io::Result<()> {
         let Self { socket, admin } = self;
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let _vital = Vital("listener");
         let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
+        let doors = (!admin).then(|| shared.doors_closed.subscribe());
+        let mut closed = pin!(closing(&socket, doors));
         loop {
-            let (stream, peer) = match socket.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                accepted = socket.accept() => accepted,
+                () = &mut closed => return Ok(()),
+            };
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "a connection cannot be accepted");
@@ -107,6 +122,42 @@ impl Listener {
             actix_rt::spawn(async move { door.greet(stream, peer, admin, slot).await });
         }
     }
+}
+
+/// Ends when the listener may be closed: nobody is left whom the kernel has told that there is one.
+///
+/// With a listener, the kernel closes those that wait in its queue by a reset. A load balancer may have sent a request by
+/// then, which it cannot repeat. So the kernel is first to let nobody new into the queue.
+async fn closing(socket: &tokio::net::TcpListener, doors: Option<watch::Receiver<bool>>) {
+    let Some(mut doors) = doors else {
+        return std::future::pending().await;
+    };
+    // Without a sender the node has ended.
+    let _ = doors.wait_for(|closed| *closed).await;
+    if let Err(error) = refuse_newcomers(&SockRef::from(socket)) {
+        debug!(%error, "the kernel goes on to queue newcomers");
+    }
+    tokio::time::sleep(LAST_CALL).await;
+}
+
+/// From now on whoever begins to connect is not heard by this listener; they try again, by which time it is closed.
+#[cfg(target_os = "linux")]
+fn refuse_newcomers(listener: &Socket) -> io::Result<()> {
+    // A filter of packets, of which a listener sees the TCP header: connections inherit it, and get no SYN. The codes are
+    // those of linux/bpf_common.h.
+    let instruction = |code, if_not, k| SockFilter::new(code, 0, if_not, k);
+    listener.attach_filter(&[
+        // The byte of flags; where SYN is among them, nothing of the packet is kept, else all.
+        instruction(0x30, 0, 13),
+        instruction(0x45, 1, 0x02),
+        instruction(0x06, 0, 0),
+        instruction(0x06, 0, u32::MAX),
+    ])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_newcomers(_: &Socket) -> io::Result<()> {
+    Ok(())
 }
 
 /// A further listener at the same address, with a queue of its own: the kernel deals connections out by a hash of both

@@ -226,7 +226,10 @@ impl Handler<Vacated> for Node {
 impl Handler<Pulse> for Node {
     type Result = ();
 
-    fn handle(&mut self, Pulse: Pulse, _: &mut Context<Self>) {}
+    /// What came before it is on its way.
+    fn handle(&mut self, Pulse: Pulse, _: &mut Context<Self>) {
+        self.flush();
+    }
 }
 
 impl Handler<DrainAll> for Node {
@@ -291,6 +294,14 @@ impl StreamHandler<Event> for Node {
                         responder.respond_raw(answer.into());
                     }
                     drop(place);
+                });
+            }
+            Event::ApiEnded(told) => {
+                let places = Arc::clone(&self.api_places);
+                actix_rt::spawn(async move {
+                    let all = places.acquire_many(API_REQUESTS_MAX as u32).await;
+                    drop(all);
+                    let _ = told.send(());
                 });
             }
             Event::Occupied(room) => self.tell_application(&room, None, Kind::Occupied),

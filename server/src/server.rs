@@ -16,7 +16,8 @@ use futures_util::FutureExt;
 use proto::envelope::Request;
 use proto::{Audience, NodeId, Payload, Publication};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::api;
@@ -29,7 +30,7 @@ use crate::hooks::Hooks;
 use crate::laravel::{self, Broadcast};
 use crate::listener::Listener;
 use crate::meters::Meters;
-use crate::node::{DrainAll, Node};
+use crate::node::{DrainAll, Node, Pulse};
 use crate::outside;
 use crate::rate::{Addresses, Limit};
 use crate::rebalance;
@@ -81,6 +82,12 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// How long the bus may take with what waits to be sent, and with the goodbye.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long connections are kept at most that bring no request: actix-http's own time is 5 s.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// How long after this node's first word the others have said that they are up, which they do within 100 ms.
+const MEET: Duration = Duration::from_millis(250);
 
 /// How long the collector of traces may take with the last spans.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -205,6 +212,7 @@ impl Server {
             traces,
             outside: outside.clone(),
             drain_wanted: Notify::new(),
+            doors_closed: watch::Sender::new(false),
             routes: app.routes,
             tls,
             auth,
@@ -250,6 +258,7 @@ impl Server {
             }),
             move |call| ask::serve(&serving, call),
         )?;
+        meet_the_others(&unisono.shared).await;
         for (worker, listeners) in running.into_iter().zip(listeners) {
             let _ = worker.open.send((unisono.clone(), listeners));
         }
@@ -286,9 +295,13 @@ impl Server {
     /// Takes the node out of service: not ready at once, then, after `delay`, the sockets are closed evenly
     /// over `window`, or over a longer one where that would be more than `drain.rate` in a second; what is on its way
     /// to other nodes is written out. With a window of zero all are closed at once, however many.
+    ///
+    /// The bus goes last. Until the last socket is closed, requests are served as ever; then newcomers find nobody, what
+    /// was accepted is finished, and only then the other nodes are told, and the bus is closed.
     pub async fn drain(&self, delay: Duration, window: Duration) {
         let shared = &self.unisono.shared;
-        shared.load.draining.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        shared.load.draining.store(true, Ordering::SeqCst);
         let sockets = || shared.load.sockets.load(Ordering::Relaxed);
         info!(sockets = sockets(), "draining");
         tokio::time::sleep(delay).await;
@@ -309,6 +322,13 @@ impl Server {
                 "sockets are left at the end of the drain"
             );
         }
+        // One that is to stop at once does not wait for connections that may bring one more request.
+        let kept = if window.is_zero() {
+            begun
+        } else {
+            begun + KEPT_TIMEOUT
+        };
+        self.finish_requests(kept).await;
         // What the registries were told last, they have told the application when they answer.
         self.unisono.workers.ask(Request::Probe, None).await;
         let told = async {
@@ -320,8 +340,16 @@ impl Server {
             let events = shared.events.waiting();
             warn!(events, "the application was not told everything");
         }
-        let left = tokio::time::timeout(LEAVE_TIMEOUT, shared.cluster.leave());
-        if left.await.is_err() {
+        let left = async {
+            // What sockets have published last is on its way to the bus.
+            let _ = self.unisono.node.send(Pulse).await;
+            shared.cluster.say_goodbye().await;
+            // What other nodes have asked before they heard it is answered.
+            self.unisono.workers.ask(Request::Probe, None).await;
+            shared.cluster.peers().await;
+            shared.cluster.leave().await;
+        };
+        if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
             warn!("the bus took no goodbye");
         }
         let flushed = tokio::time::timeout(FLUSH_TIMEOUT, shared.traces.flush());
@@ -329,6 +357,47 @@ impl Server {
             warn!("the collector did not take the last spans");
         }
         info!("drained");
+    }
+
+    /// Sends newcomers away, and finishes what those have asked for who are there. Connections that are kept are served
+    /// until then; later nothing more is taken.
+    async fn finish_requests(&self, kept: Instant) {
+        let shared = &self.unisono.shared;
+        let load = &shared.load;
+        shared.doors_closed.send_replace(true);
+        let gone = async {
+            // No listener is left, and nobody whom one has let in.
+            shared.doors_closed.closed().await;
+            while load.connections.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout_at(kept, gone).await;
+        load.leaving.store(true, Ordering::SeqCst);
+        let finished = async {
+            shared.doors_closed.closed().await;
+            while load.requests.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+            shared.cluster.stop_serving().await;
+        };
+        if tokio::time::timeout(LEAVE_TIMEOUT, finished).await.is_err() {
+            let requests = load.requests.load(Ordering::SeqCst);
+            warn!(requests, "requests are left at the end of the drain");
+        }
+        load.left.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Waits until what is published here reaches the other nodes, and what they publish is heard here; not for long, because
+/// a node without a bus serves its own sockets.
+async fn meet_the_others(shared: &Shared) {
+    let settings = &shared.config.cluster;
+    let connected = tokio::time::timeout(settings.start_wait, shared.cluster.connected());
+    if connected.await.is_err() {
+        warn!("no bus yet: this node begins without the others");
+    } else if !shared.cluster.alone() {
+        tokio::time::sleep(MEET.min(settings.start_wait)).await;
     }
 }
 

@@ -8,7 +8,7 @@ use cluster::{Budget, Cluster, LinkState};
 use proto::envelope::{Act, Request};
 use proto::{Audience, NodeId, Publication, TraceContext};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::app::Routes;
@@ -60,6 +60,8 @@ pub struct Shared {
     pub outside: Handle,
     /// Another node, or the API, wants this one to drain.
     pub drain_wanted: Notify,
+    /// Whether newcomers find nobody at the clients' address any more.
+    pub doors_closed: watch::Sender<bool>,
     pub(crate) once: AtomicU64,
     /// Since when there is no bus.
     pub(crate) bus_away: Mutex<Option<Instant>>,
@@ -78,6 +80,12 @@ pub struct Counts {
     pub rooms: AtomicUsize,
     /// No new sockets; the node is about to stop.
     pub draining: AtomicBool,
+    /// No new requests either: it can no longer be sure that the other nodes would hear of them.
+    pub leaving: AtomicBool,
+    /// Requests over HTTP that are under way.
+    pub requests: AtomicUsize,
+    /// The other nodes have been told that this one is gone, or are about to be.
+    pub left: AtomicBool,
 }
 
 /// A place taken in one of the [`Counts`], until it is dropped.
@@ -92,7 +100,7 @@ impl Shared {
     /// Whether a load balancer should send clients here, or why not. A bus that is away for a short time
     /// is no reason: if all nodes lost it, there would be no node left to go to.
     pub fn readiness(&self) -> Result<(), &'static str> {
-        if self.load.draining.load(Ordering::Relaxed) {
+        if self.load.draining.load(Ordering::SeqCst) {
             return Err("draining");
         }
         let mut away = self.bus_away.lock().unwrap_or_else(PoisonError::into_inner);
@@ -225,6 +233,13 @@ impl Counts {
         Some(slot)
     }
 
+    /// A place for a request over HTTP, unless the node is [`leaving`](Self::leaving).
+    pub fn request(self: &Arc<Self>) -> Option<Slot> {
+        let slot = Slot::take(self, |counts| &counts.requests, usize::MAX)?;
+        // After it is counted: whoever begins to leave now either sees it or is seen.
+        (!self.leaving.load(Ordering::SeqCst)).then_some(slot)
+    }
+
     /// A place for a connection that is no socket, unless `max` are taken.
     pub fn connection(self: &Arc<Self>, max: usize) -> Option<Slot> {
         Slot::take(self, |counts| &counts.connections, max)
@@ -235,7 +250,7 @@ impl Slot {
     fn take(counts: &Arc<Counts>, count: fn(&Counts) -> &AtomicUsize, max: usize) -> Option<Self> {
         let one_more = |taken| (taken < max).then_some(taken + 1);
         count(counts)
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, one_more)
             .ok()?;
         Some(Self {
             counts: Arc::clone(counts),

@@ -276,12 +276,13 @@ impl Unisono {
         let mut nodes = Nodes::default();
         for (here, elsewhere) in replies {
             total += here.await.unwrap_or(0);
-            // Nobody was asked, so nobody is missing: that would look like a yes of all.
-            let gathered = elsewhere.await.map_err(|_| PublishError::Busy)?;
+            let gathered = elsewhere.await.unwrap_or_default();
+            let mut those = Nodes::of(&gathered);
             if gathered.unasked {
-                return Err(PublishError::Busy);
+                // It has been sent here, which no error may hide. Of the others none was asked: each may have missed it.
+                let peers = self.shared.cluster.peers().await;
+                those.missing = peers.into_iter().map(|peer| peer.id).collect();
             }
-            let those = Nodes::of(&gathered);
             total += match Kind::Count.merge(gathered.answers.into_iter().map(|(_, a)| a)) {
                 Answer::Count(count) => count,
                 _ => 0,

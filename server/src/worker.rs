@@ -84,6 +84,7 @@ async fn serve(worker: Rc<Worker>, listeners: Vec<Listener>) {
     for listener in listeners {
         let accepting = listener.accept(Rc::clone(&door), Arc::clone(&shared));
         actix_rt::spawn(async move {
+            // Ends without an error when the node leaves.
             if let Err(error) = accepting.await {
                 error!(%error, "a worker cannot listen; the node stops");
                 std::process::exit(EXIT_SOFTWARE);

@@ -21,6 +21,7 @@ async fn contract<B: Bus>(connect: impl AsyncFn() -> B) {
     nobody_there_is_an_answer(&connect().await, &connect().await).await;
     a_shared_subscription_is_served_once(&connect().await, &connect().await, &connect().await)
         .await;
+    a_drained_subscription_leaves_nothing_behind(&connect().await, &connect().await).await;
     what_is_too_large_costs_nothing(&connect().await, &connect().await).await;
     a_dropped_subscription_hears_no_more(&connect().await, &connect().await).await;
     odd_rooms_do_not_mix(&connect().await, &connect().await).await;
@@ -138,6 +139,22 @@ async fn a_shared_subscription_is_served_once(a: &impl Bus, b: &impl Bus, c: &im
     }
     seen.sort_by_key(|n| n.parse::<u32>().ok());
     assert_eq!(seen, (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+async fn a_drained_subscription_leaves_nothing_behind(a: &impl Bus, b: &impl Bus) {
+    let requests = || Subjects::reply(&subjects(), NodeId::new(31), 1);
+    let mut heard = a.subscribe_shared(requests()).await;
+    sync(a).await;
+    for n in 0..20 {
+        publish(b, requests(), &n.to_string()).await;
+    }
+    sync(b).await;
+    a.drain(&mut heard).await;
+    for n in 0..20 {
+        assert_eq!(next(&mut heard).await, n.to_string());
+    }
+    let end = tokio::time::timeout(PATIENCE, heard.next()).await;
+    assert_eq!(end.expect("an end in time"), None);
 }
 
 async fn what_is_too_large_costs_nothing(a: &impl Bus, b: &impl Bus) {

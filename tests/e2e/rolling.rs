@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use unisono_tests::{
-    Api, Client, Departure, Nginx, Node, Returning, Sandbox, eventually, upgrade_request,
+    Api, Client, Departure, Nginx, Node, Process, Returning, Sandbox, eventually, python,
+    upgrade_request,
 };
 
 use crate::traffic::{BALANCED, Traffic};
@@ -143,6 +145,159 @@ fn came_back(restart: &Restart, departures: &[Departure]) {
         times.insert(wait);
     }
     assert!(times.len() > of_node.len() / 2, "not told apart: {times:?}");
+}
+
+// === clients and publishers that are not ours ===
+
+/// The program of `tests/backends`, around these nodes.
+async fn crowd(nginx: &Nginx, nodes: &[Node], directory: &std::path::Path) -> Process {
+    let ports: Vec<_> = nodes.iter().map(|node| node.port().to_string()).collect();
+    let mut command = python("crowd.py");
+    command
+        .env("NGINX", nginx.port().to_string())
+        .env("NODES", ports.join(","))
+        .env("KEY", KEY);
+    let mut crowd = Process::spawn("crowd", command, directory, "run tests/backends/install");
+    eventually("everybody has begun", async || {
+        assert!(crowd.status().is_none(), "{}", crowd.stderr());
+        crowd.stdout().contains("ready")
+    })
+    .await;
+    crowd
+}
+
+#[tokio::test]
+async fn an_orderly_restart_loses_nothing_and_tells_nobody_of_a_gap() {
+    let mut sandbox = Sandbox::config()
+        .ports()
+        .key(KEY)
+        .toml(SETTINGS)
+        .start()
+        .await;
+    let nginx = Nginx::shipped(&sandbox.nodes).await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut crowd = crowd(&nginx, &sandbox.nodes, directory.path()).await;
+
+    for _ in 0..3 {
+        let mut node = sandbox.nodes.remove(0);
+        node.terminate();
+        assert_eq!(node.process().exited().await.code(), Some(0));
+        sandbox.nodes.push(node.restart().await);
+        sandbox.all_know_each_other().await;
+    }
+
+    crowd.terminate();
+    assert_eq!(crowd.exited().await.code(), Some(0), "{}", crowd.stderr());
+    let stdout = crowd.stdout();
+    let report = stdout.lines().last().expect("a report");
+    let report: Value = serde_json::from_str(report).expect("JSON");
+    assert_eq!(report["problems"], json!([]), "{report}");
+    assert_eq!(report["gaps"], json!([]), "{report}");
+    let answers = report["answers"].as_object().expect("each publisher");
+    assert_eq!(answers.len(), 8, "{report}");
+    for (publisher, answers) in answers {
+        let expected: &[&str] = match publisher.starts_with("nginx") {
+            true => &["200 sent", "200 confirmed"],
+            // Who asks a node itself sees that it leaves.
+            false => &[
+                "200 sent",
+                "200 confirmed",
+                "503 draining",
+                "ConnectionRefusedError",
+            ],
+        };
+        for answer in answers.as_object().expect("a count of each").keys() {
+            assert!(expected.contains(&answer.as_str()), "{publisher}: {report}");
+        }
+    }
+}
+
+/// The head of a publication to `/x` with a body of so many bytes.
+fn publish_head(bytes: usize) -> String {
+    format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\
+         Content-Length: {bytes}\r\n\r\n"
+    )
+}
+
+const PUBLICATION: &str = r#"{"room":"/x","event":"n"}"#;
+
+const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[tokio::test]
+async fn a_node_that_drains_serves_requests_and_keeps_no_connection() {
+    let config = Sandbox::config().nodes(2).key(KEY);
+    let sandbox = config.toml("[drain]\ndelay = \"60s\"").start().await;
+    let mut member = sandbox.client(1, "/x").await;
+    let node = &sandbox.nodes[0];
+    let publish = publish_head(PUBLICATION.len()) + PUBLICATION;
+    let mut kept = node.wire().await;
+    kept.send(&publish).await;
+    let answer = kept.response().await;
+    assert_eq!((answer.status, answer.header("connection")), (200, None));
+
+    node.terminate();
+    eventually("the node is no longer ready", async || {
+        node.api().get("/health/ready").await.status == 503
+    })
+    .await;
+
+    for mut wire in [kept, node.wire().await] {
+        wire.send(&publish).await;
+        let answer = wire.response().await;
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (200, Some("close"))
+        );
+        wire.expect_eof().await;
+    }
+    for _ in 0..3 {
+        member.expect("n").await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_finishes_what_it_has_accepted_and_refuses_the_rest() {
+    let mut sandbox = Sandbox::config().nodes(2).key(KEY).start().await;
+    let mut member = sandbox.client(1, "/x").await;
+    let node = &sandbox.nodes[0];
+    let [mut accepted, mut late, mut probe] =
+        [node.wire().await, node.wire().await, node.wire().await];
+    // Connections that are kept.
+    for wire in [&mut late, &mut probe] {
+        wire.send(LIVE).await;
+        assert_eq!(wire.response().await.status, 200);
+    }
+    let (begin, end) = PUBLICATION.split_at(5);
+    let head = publish_head(PUBLICATION.len());
+    let head = head.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    accepted.send(head + begin).await;
+    // It is under way.
+    accepted.until("100 Continue\r\n\r\n").await;
+
+    // Whoever is to stop at once waits for no connection, but for what it has accepted.
+    node.interrupt();
+    let address = ("127.0.0.1", node.port());
+    eventually("newcomers find nobody", async || {
+        tokio::net::TcpStream::connect(address).await.is_err()
+    })
+    .await;
+    late.send(publish_head(PUBLICATION.len()) + PUBLICATION)
+        .await;
+    let refused = late.response().await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert!(refused.body.contains(r#""code":"draining""#), "{refused:?}");
+    probe.send(LIVE).await;
+    assert_eq!(probe.response().await.status, 200);
+    accepted.send(end).await;
+    assert_eq!(accepted.response().await.status, 200);
+
+    assert_eq!(sandbox.nodes[0].process().exited().await.code(), Some(0));
+    member.expect("n").await;
+    sandbox.api(1).publish("/x", "fence", Value::Null).await;
+    member.expect("fence").await;
 }
 
 // === the pace ===

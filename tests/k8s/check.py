@@ -363,12 +363,13 @@ def seconds(text):
 def drain(config):
     """The longest that a node takes from SIGTERM to its end: `Server::drain`, number by number."""
     text = Path("server/src/server.rs").read_text()
-    leave, flush = (int(re.search(rf"const {name}_TIMEOUT: Duration = Duration::from_secs\((\d+)\)", text)[1])
-                    for name in ("LEAVE", "FLUSH"))
+    leave, flush, kept = (int(re.search(rf"const {name}_TIMEOUT: Duration = Duration::from_secs\((\d+)\)", text)[1])
+                          for name in ("LEAVE", "FLUSH", "KEPT"))
     sockets = config["sockets"]
     closing = max(2 * seconds(sockets["close_timeout"]), seconds(sockets["handler_timeout"]))
     window = max(seconds(config["drain"]["window"]), int(sockets["max"]) / int(config["drain"]["rate"]))
-    return seconds(config["drain"]["delay"]) + window + closing + 2 * leave + flush
+    sockets_gone = seconds(config["drain"]["delay"]) + window + closing
+    return max(sockets_gone, kept) + 3 * leave + flush
 
 
 # === the program ===

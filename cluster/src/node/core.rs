@@ -158,6 +158,9 @@ impl<B: Bus> Core<B> {
             Command::Unreadable(sender) => {
                 let _ = sender.send(self.strangers.all().collect());
             }
+            Command::StopServing(sender) => {
+                let _ = self.rooms.send(RoomOp::StopServing(sender));
+            }
         }
     }
 

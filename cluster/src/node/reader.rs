@@ -9,14 +9,14 @@ use futures_util::StreamExt;
 use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::wire::WireError;
 use proto::{Audience, NodeId, wire};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Call, Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
 use crate::connections::Connections;
-use crate::{AskError, Budget, Message, Subject, Subjects};
+use crate::{AskError, Budget, Bus, Message, Subject, Subjects};
 
 /// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
 #[derive(Clone)]
@@ -44,7 +44,6 @@ pub(super) enum Kind {
     Inbox,
     Heartbeats,
     Publications,
-    Api,
 }
 
 /// Why an envelope is not read.
@@ -67,8 +66,40 @@ impl Reader {
                 Kind::Inbox => self.on_inbox(message).await,
                 Kind::Heartbeats => self.on_heartbeat(message).await,
                 Kind::Publications => self.on_publication(message).await,
-                Kind::Api => self.on_api(message).await,
             }
+        }
+    }
+
+    /// Reads the subscription for requests of applications, until it is to end: then what the bus has sent already is
+    /// taken, and whoever wants to know of the end is told after the last of it.
+    pub(super) async fn serve<B: Bus>(
+        self,
+        bus: Rc<B>,
+        mut requests: B::Subscription,
+        mut end: oneshot::Receiver<oneshot::Sender<()>>,
+    ) {
+        let mut ended = None;
+        loop {
+            tokio::select! {
+                biased;
+                end = &mut end, if ended.is_none() => match end {
+                    Ok(told) => {
+                        bus.drain(&mut requests).await;
+                        ended = Some(told);
+                    }
+                    Err(_) => return,
+                },
+                message = requests.next() => match message {
+                    Some(message) => {
+                        self.traffic.count(&message.payload);
+                        self.on_api(message).await;
+                    }
+                    None => break,
+                },
+            }
+        }
+        if let Some(told) = ended {
+            self.event(Event::ApiEnded(told)).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! What goes out, in two lanes that do not wait for each other: subscriptions with the probes that prove
 //! them, and everything else.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use proto::envelope::{Body, Envelope};
 use proto::{Audience, NodeId, RoomName, wire};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
@@ -23,6 +24,8 @@ pub(super) struct Writer<B> {
     pub(super) node: NodeId,
     pub(super) missed: Arc<Mutex<Missed>>,
     pub(super) traffic: Traffic,
+    /// No heartbeat follows: to the others this node would be back.
+    pub(super) said_goodbye: Rc<Cell<bool>>,
 }
 
 /// The lane of subscriptions, and of what proves them: a probe is written after the subscriptions that were
@@ -34,6 +37,8 @@ pub(super) struct Control<B> {
     /// End with the lane.
     pub(super) readers: JoinSet<()>,
     pub(super) room_readers: HashMap<RoomName, AbortHandle>,
+    /// Ends the reader of applications' requests.
+    pub(super) serving: Option<oneshot::Sender<oneshot::Sender<()>>>,
     /// Rooms to subscribe to when the bus is there.
     pub(super) deferred: HashSet<RoomName>,
     /// Whether it is.
@@ -71,13 +76,19 @@ impl<B: Bus> Control<B> {
         }
         let requests = self.subjects.api();
         let requests = self.writer.bus.subscribe_shared(requests).await;
-        let reader = self.reader.clone().run(requests, Kind::Api);
+        let (serving, end) = oneshot::channel();
+        self.serving = Some(serving);
+        let bus = Rc::clone(&self.writer.bus);
+        let reader = self.reader.clone().serve(bus, requests, end);
         self.readers.spawn_local(reader);
         loop {
             tokio::select! {
                 biased;
                 Some(op) = rooms.recv() => self.on_room(op).await,
                 Some(parcel) = urgent.recv() => {
+                    if parcel.is_heartbeat() && self.writer.said_goodbye.get() {
+                        continue;
+                    }
                     if *self.there.borrow_and_update() {
                         for room in std::mem::take(&mut self.deferred) {
                             self.subscribe(room).await;
@@ -127,6 +138,11 @@ impl<B: Bus> Control<B> {
                     reader.abort();
                 }
             }
+            RoomOp::StopServing(told) => {
+                if let Some(serving) = self.serving.take() {
+                    let _ = serving.send(told);
+                }
+            }
         }
     }
 
@@ -160,21 +176,31 @@ async fn gone(there: &mut watch::Receiver<bool>) {
 impl<B: Bus> Data<B> {
     pub(super) async fn run(mut self, mut data: mpsc::Receiver<Parcel>) {
         while let Some(parcel) = data.recv().await {
-            if let What::Close(done) = parcel.what {
-                // From here on nothing is taken that would not be sent.
-                data.close();
-                while let Ok(parcel) = data.try_recv() {
-                    self.write(parcel).await;
+            match parcel.what {
+                What::Goodbye(done) => {
+                    self.say_goodbye(parcel.subject).await;
+                    let _ = done.send(());
                 }
-                if *self.there.borrow() {
-                    let goodbye = self.writer.say(parcel.subject, None, Body::Goodbye);
-                    let _ = goodbye.await;
+                What::Close(done) => {
+                    // From here on nothing is taken that would not be sent.
+                    data.close();
+                    while let Ok(parcel) = data.try_recv() {
+                        self.write(parcel).await;
+                    }
+                    self.say_goodbye(parcel.subject).await;
+                    self.writer.bus.close().await;
+                    let _ = done.send(());
+                    return;
                 }
-                self.writer.bus.close().await;
-                let _ = done.send(());
-                return;
+                what => self.write(Parcel { what, ..parcel }).await,
             }
-            self.write(parcel).await;
+        }
+    }
+
+    /// Once; without a bus there is nobody to hear it.
+    async fn say_goodbye(&self, subject: Subject) {
+        if !self.writer.said_goodbye.replace(true) && *self.there.borrow() {
+            let _ = self.writer.say(subject, None, Body::Goodbye).await;
         }
     }
 
@@ -210,7 +236,7 @@ impl<B: Bus> Writer<B> {
                 return;
             }
             // Seen to by its lane.
-            What::Close(_) => return,
+            What::Goodbye(_) | What::Close(_) => return,
         };
         let audiences = audiences(&body);
         for to in &audiences {
@@ -269,11 +295,16 @@ impl<B> Clone for Writer<B> {
             node: self.node,
             missed: Arc::clone(&self.missed),
             traffic: self.traffic.clone(),
+            said_goodbye: Rc::clone(&self.said_goodbye),
         }
     }
 }
 
 impl Parcel {
+    fn is_heartbeat(&self) -> bool {
+        matches!(&self.what, What::Body(body, _) if matches!(**body, Body::Heartbeat(_)))
+    }
+
     fn is_publication(&self) -> bool {
         matches!(&self.what, What::Body(body, _) if matches!(**body, Body::Publication(_)))
     }

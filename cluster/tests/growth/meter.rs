@@ -169,6 +169,10 @@ impl<B: Bus> Bus for Metered<B> {
             .subscribe(self.bus.subscribe_shared(subject).await)
     }
 
+    async fn drain(&self, subscription: &mut Self::Subscription) {
+        self.bus.drain(&mut subscription.subscription).await;
+    }
+
     fn status(&self) -> BusStatus {
         self.bus.status()
     }

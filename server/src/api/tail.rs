@@ -109,11 +109,14 @@ enum Look {
 }
 
 impl Watch {
-    /// Lasts until the client is gone, or takes nothing for too long, which the connection sees to.
+    /// Lasts until the client is gone, or takes nothing for too long, which the connection sees to; or this node is about
+    /// to stop.
     async fn run(self, _place: OwnedSemaphorePermit) {
         let pages = self.pages.clone();
+        let mut doors = self.unisono.shared.doors_closed.subscribe();
         tokio::select! {
             () = pages.closed() => {}
+            _ = doors.wait_for(|closed| *closed) => {}
             () = self.follow_all() => {}
         }
     }
