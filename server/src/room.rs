@@ -192,7 +192,8 @@ impl Room {
         }
     }
 
-    /// Hands each member all that waits as one batch; those who are left out of some of it get their own.
+    /// Hands each member all that waits as one batch. Those who are left out of some of it, often nobody, or the
+    /// senders, get the pieces between: of the same memory, so that many senders in one batch cost no copy each.
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         if pending.is_empty() || self.members.is_empty() {
@@ -200,27 +201,29 @@ impl Room {
         }
         // Made for a wire when its first member is met.
         let batches: [OnceCell<Vec<Batch>>; Wire::COUNT] = Default::default();
+        let cuts: [OnceCell<Cuts>; Wire::COUNT] = Default::default();
         let mut handed = self.tally.publishing();
-        // Often nobody, or the sender.
-        let mut left_out: Vec<SocketId> = pending
-            .iter()
-            .flat_map(|delivery| &delivery.publication().except)
-            .copied()
-            .collect();
-        left_out.sort_unstable();
-        left_out.dedup();
+        let left_out = left_out(&pending);
         for (id, session) in &self.members {
-            if left_out.binary_search(id).is_ok() {
-                let theirs = pending.iter().filter(|delivery| !delivery.excludes(*id));
-                for batch in put_together(theirs.map(|delivery| delivery.frame(session.wire))) {
-                    session.offer(&batch.frames, batch.messages, &mut handed);
-                }
-            } else {
-                let frames = || pending.iter().map(|delivery| delivery.frame(session.wire));
-                let batches = batches[session.wire as usize].get_or_init(|| put_together(frames()));
+            let wire = session.wire as usize;
+            let frames = || pending.iter().map(|delivery| delivery.frame(session.wire));
+            let theirs = theirs(&left_out, *id);
+            // Whoever sent all of it costs no batch.
+            if theirs.len() == pending.len() {
+                continue;
+            }
+            let batches = batches[wire].get_or_init(|| put_together(frames()));
+            if theirs.is_empty() {
                 for batch in batches {
                     session.offer(&batch.frames, batch.messages, &mut handed);
                 }
+            } else {
+                let cuts = cuts[wire].get_or_init(|| Cuts::of(frames()));
+                let without = theirs.iter().map(|(_, nth)| *nth);
+                let frame = |nth: usize| pending[nth].frame(session.wire);
+                cuts.pieces(batches, without, frame, |piece| {
+                    session.offer(&piece.frames, piece.messages, &mut handed);
+                });
             }
         }
     }
@@ -250,10 +253,94 @@ impl Once {
     }
 }
 
+/// Who is left out of which publications, by their places: sorted, each once.
+fn left_out(pending: &[Arc<Delivery>]) -> Vec<(SocketId, usize)> {
+    let mut left_out: Vec<_> = pending
+        .iter()
+        .enumerate()
+        .flat_map(|(nth, delivery)| {
+            let except = delivery.publication().except.iter();
+            except.map(move |id| (*id, nth))
+        })
+        .collect();
+    left_out.sort_unstable();
+    left_out.dedup();
+    left_out
+}
+
+/// Those of one socket.
+fn theirs(left_out: &[(SocketId, usize)], id: SocketId) -> &[(SocketId, usize)] {
+    let from = left_out.partition_point(|(other, _)| *other < id);
+    let len = left_out[from..].partition_point(|(other, _)| *other == id);
+    &left_out[from..from + len]
+}
+
 /// Frames that are one piece now.
 struct Batch {
     frames: Bytes,
     messages: u64,
+}
+
+/// Where each of the frames of some batches ends, counted in bytes from the start of the first batch.
+struct Cuts(Vec<usize>);
+
+impl Cuts {
+    fn of<'a>(frames: impl Iterator<Item = &'a Bytes>) -> Self {
+        let ends = frames.scan(0, |end, frame| {
+            *end += frame.len();
+            Some(*end)
+        });
+        Self(ends.collect())
+    }
+
+    /// The bytes before the nth frame.
+    fn before(&self, nth: usize) -> usize {
+        nth.checked_sub(1).map_or(0, |last| self.0[last])
+    }
+
+    /// What is left of the batches without some of their frames, whose places are in order. Nothing is copied: these
+    /// are slices of the batches, or, when less than half of a batch is left, the frames themselves, so that a few
+    /// bytes which wait for a client hold no large batch in memory.
+    fn pieces<'a>(
+        &self,
+        batches: &[Batch],
+        without: impl Iterator<Item = usize>,
+        frame: impl Fn(usize) -> &'a Bytes,
+        mut take: impl FnMut(Batch),
+    ) {
+        let mut without = without.peekable();
+        let mut cuts = Vec::new();
+        let mut first = 0;
+        for batch in batches {
+            let end = first + batch.messages as usize;
+            let start = self.before(first);
+            cuts.clear();
+            cuts.extend(std::iter::from_fn(|| without.next_if(|nth| *nth < end)));
+            let cut = cuts
+                .iter()
+                .map(|nth| self.before(nth + 1) - self.before(*nth));
+            let few = 2 * cut.sum::<usize>() > batch.frames.len();
+            let mut from = first;
+            for to in cuts.iter().copied().chain([end]) {
+                if few {
+                    (from..to).for_each(|nth| {
+                        take(Batch {
+                            frames: frame(nth).clone(),
+                            messages: 1,
+                        });
+                    });
+                } else if from < to {
+                    let bytes = self.before(from) - start..self.before(to) - start;
+                    take(Batch {
+                        frames: batch.frames.slice(bytes),
+                        messages: (to - from) as u64,
+                    });
+                }
+                from = to + 1;
+            }
+            first = end;
+        }
+    }
 }
 
 /// Frames, put together up to [`BATCH_BYTES_MAX`]. One frame alone is not copied.
@@ -365,6 +452,77 @@ mod tests {
         assert_eq!(batches[0].messages, 2);
         let alone = batches[1].frames.as_ptr();
         assert_eq!(alone, large.as_ptr(), "one alone is shared");
+    }
+
+    /// The frames "10" to "19", and so on.
+    fn numbers(count: usize) -> Vec<Bytes> {
+        let numbers = 10..10 + count;
+        numbers.map(|nth| Bytes::from(nth.to_string())).collect()
+    }
+
+    fn pieces_without(frames: &[Bytes], batches: &[Batch], without: &[usize]) -> Vec<Bytes> {
+        let cuts = Cuts::of(frames.iter());
+        let mut pieces = Vec::new();
+        let frame = |nth: usize| &frames[nth];
+        cuts.pieces(batches, without.iter().copied(), frame, |piece| {
+            assert_eq!(piece.messages, piece.frames.len() as u64 / 2);
+            pieces.push(piece.frames);
+        });
+        pieces
+    }
+
+    fn is_within(piece: &Bytes, whole: &Bytes) -> bool {
+        let (piece, whole) = (piece.as_ptr_range(), whole.as_ptr_range());
+        whole.start <= piece.start && piece.end <= whole.end
+    }
+
+    #[test]
+    fn pieces_leave_out_frames_and_share_the_memory_of_the_batch() {
+        let frames = numbers(10);
+        // As two batches that are full.
+        let mut batches = put_together(frames[..6].iter());
+        batches.extend(put_together(frames[6..].iter()));
+        for (without, expected) in [
+            (&[][..], &["101112131415", "16171819"][..]),
+            (&[0], &["1112131415", "16171819"]),
+            (&[2, 3], &["1011", "1415", "16171819"]),
+            (&[5, 6], &["1011121314", "171819"]),
+            (&[1, 9], &["10", "12131415", "161718"]),
+            (&[0, 1, 2, 3, 4, 5], &["16171819"]),
+        ] {
+            let pieces = pieces_without(&frames, &batches, without);
+            assert_eq!(pieces, expected, "{without:?}");
+            for piece in pieces {
+                let shared = batches.iter().any(|batch| is_within(&piece, &batch.frames));
+                assert!(shared, "{without:?}: {piece:?} is a copy");
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_all_publishers_copy_nothing() {
+        const PUBLISHERS: usize = 64;
+        let frames = numbers(PUBLISHERS);
+        let batches = put_together(frames.iter());
+        let mut handed = 0;
+        for publisher in 0..PUBLISHERS {
+            for piece in pieces_without(&frames, &batches, &[publisher]) {
+                assert!(is_within(&piece, &batches[0].frames), "a copy");
+                handed += piece.len();
+            }
+        }
+        assert_eq!(handed, 2 * PUBLISHERS * (PUBLISHERS - 1));
+    }
+
+    #[test]
+    fn a_frame_that_is_left_of_a_large_batch_does_not_hold_it() {
+        let frames = numbers(5);
+        let batches = put_together(frames.iter());
+        let pieces = pieces_without(&frames, &batches, &[0, 1, 3]);
+        assert_eq!(pieces, ["12", "14"]);
+        for (piece, frame) in pieces.iter().zip([&frames[2], &frames[4]]) {
+            assert!(is_within(piece, frame), "neither a copy nor a slice");
+        }
     }
 
     #[tokio::test(start_paused = true)]
