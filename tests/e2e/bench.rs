@@ -121,6 +121,39 @@ async fn bench_publishes_by_a_socket_as_clients_do() {
 }
 
 #[tokio::test]
+async fn bench_reports_the_memory_of_a_room() {
+    let node = Node::alone("").await;
+    let args = "rooms --rooms 10000 --members 1 --idle --duration 1s";
+    let args: Vec<_> = args.split(' ').collect();
+    let one = report(&[node.api().base()], &args);
+    assert_eq!(one["loop"], "idle", "{one}");
+    assert_eq!(
+        (&one["rooms"], &one["members"]),
+        (&10_000.into(), &1.into())
+    );
+    assert_eq!(one["sockets"], 100, "each is in a hundred");
+    // The first of all is the room that the sockets came by, and was there before.
+    assert_eq!(one["node_rooms_more"], 10_000, "{one}");
+    let bytes = number(&one["node_bytes_per_room"]);
+    // 1.8 KiB; what the allocator keeps, and the sockets' growth, is in it, too.
+    assert!((500.0..2_560.0).contains(&bytes), "{one}");
+}
+
+#[tokio::test]
+async fn bench_knows_rooms_of_several_members_on_several_nodes() {
+    let sandbox = Sandbox::start(2).await;
+    let urls = urls(&sandbox);
+    let args = "rooms --rooms 60 --members 4 --idle --duration 1s";
+    let args: Vec<_> = args.split(' ').collect();
+    let report = report(&urls, &args);
+    assert_eq!(report["sockets"], 4, "no fewer than members: {report}");
+    assert_eq!(report["node_rooms_more"], 120, "on each node: {report}");
+
+    let wrong = bench(&urls, &[&args[..], &["--by", "socket"]].concat());
+    assert_eq!(wrong.status.code(), Some(64), "nobody publishes");
+}
+
+#[tokio::test]
 async fn bench_says_why_a_socket_may_not_publish() {
     let node = Node::alone("[sockets]\nmessage_rate = 1\nmessage_burst = 5").await;
     let args = [

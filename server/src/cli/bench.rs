@@ -3,6 +3,7 @@
 mod handshakes;
 mod idle;
 mod messages;
+mod occupied;
 mod raw;
 
 mod load;
@@ -39,6 +40,7 @@ use super::outcome::Outcome;
     unisono bench fanout --wire sse --sockets 1000\n  \
     unisono bench fanout --deflate --bytes 4096\n  \
     unisono bench rooms --rooms 500 --members 4 --bytes 512\n  \
+    unisono bench rooms --rooms 10000 --members 1 --idle\n  \
     unisono bench connect --sockets 5000 --concurrency 100\n  \
     unisono bench idle --sockets 10000 --json\n\n\
     Ctrl-C ends a run early, with the figures so far. Exit status: 0 when everything came once, 1 when not, 64 wrong use.")]
@@ -53,7 +55,7 @@ enum What {
     Fanout(messages::Fanout),
     /// Messages to single sockets, each sent through another node than that of the socket
     Emit(messages::Emit),
-    /// Many small rooms, published to in turn
+    /// Many small rooms, published to in turn; or left alone, for the memory of each
     Rooms(messages::Rooms),
     /// Handshakes
     Connect(handshakes::Connect),

@@ -114,7 +114,8 @@ fn ping(wire: Wire) -> Ping {
     }
 }
 
-async fn reading(nodes: &Nodes) -> Result<Reading, Failure> {
+/// What the nodes say, which has to be something.
+pub async fn reading(nodes: &Nodes) -> Result<Reading, Failure> {
     let read = nodes.read().await;
     read.ok_or_else(|| {
         Failure::Failed(
@@ -123,7 +124,8 @@ async fn reading(nodes: &Nodes) -> Result<Reading, Failure> {
     })
 }
 
-async fn hold(what: &'static str, time: Duration, stop: &CancellationToken) {
+/// Waits for that time, or until nobody wants to any more.
+pub async fn hold(what: &'static str, time: Duration, stop: &CancellationToken) {
     let bar = progress(what, time.as_secs());
     let passing = async {
         for _ in 0..time.as_secs() {

@@ -29,7 +29,7 @@ pub struct Load {
     /// How long to send
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "DURATION",
           conflicts_with = "messages")]
-    duration: Duration,
+    pub duration: Duration,
     /// How many messages to send, in place of a time
     #[arg(long, value_name = "N")]
     messages: Option<u64>,

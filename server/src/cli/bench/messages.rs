@@ -13,6 +13,7 @@ use super::bare::{self, OTHER_FILES, Spent, Writing};
 use super::frames::wire_bytes;
 use super::load::{Load, Run, Targets};
 use super::nodes::{Nodes, Reached, busiest, spent, want_files};
+use super::occupied::Occupied;
 use super::publisher::{By, Publisher};
 use super::report::{Cost, Report, round};
 use super::tally::{SEEN_MIN, Tally, histogram, record};
@@ -58,6 +59,9 @@ pub struct Rooms {
     /// time
     #[arg(long, value_name = "N", value_parser = some())]
     publishers: Option<u32>,
+    /// Publish nothing: let a few sockets join all rooms, leave those alone for --duration, and report the memory of each
+    #[arg(long, conflicts_with_all = ["by", "publishers", "messages", "window", "rate", "bytes", "no_raw"])]
+    idle: bool,
     #[command(flatten)]
     course: Course,
 }
@@ -152,6 +156,16 @@ impl Rooms {
 
     pub async fn run(self, stop: CancellationToken) -> Outcome {
         let room = self.course.place.room();
+        if self.idle {
+            let occupied = Occupied {
+                room,
+                rooms: self.rooms,
+                members: self.members,
+                duration: self.course.load.duration,
+                reached: self.course.reached,
+            };
+            return occupied.run(stop).await;
+        }
         let shape = Shape {
             name: "rooms",
             rooms: (0..self.rooms).map(|i| format!("{room}/{i}")).collect(),

@@ -64,6 +64,7 @@ pub struct Reading {
     pub cpu: Duration,
     pub resident_bytes: f64,
     pub sockets: f64,
+    pub rooms: f64,
     at: Instant,
     processes: Vec<Process>,
 }
@@ -133,6 +134,7 @@ impl Nodes {
             cpu: Duration::ZERO,
             resident_bytes: 0.0,
             sockets: 0.0,
+            rooms: 0.0,
             at: Instant::now(),
             processes: Vec::new(),
         };
@@ -142,6 +144,7 @@ impl Nodes {
             all.cpu += Duration::try_from_secs_f64(read("process_cpu_seconds_total")?).ok()?;
             all.resident_bytes += read("process_resident_memory_bytes")?;
             all.sockets += read("unisono_sockets")?;
+            all.rooms += read("unisono_rooms")?;
             all.processes.push(Process {
                 start: read("process_start_time_seconds")?,
                 threads: threads(&text),
@@ -239,6 +242,7 @@ mod tests {
             cpu: Duration::from_secs(cpu),
             resident_bytes: 0.0,
             sockets: 0.0,
+            rooms: 0.0,
             at: Instant::now(),
             processes: vec![Process {
                 start,

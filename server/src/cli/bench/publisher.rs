@@ -110,7 +110,8 @@ impl Publisher {
 }
 
 impl Talker {
-    async fn ask(&self, event: &str, data: &Value) -> Result<(), Failure> {
+    /// Sends an event of the server's, and waits for its ack.
+    pub async fn ask(&self, event: &str, data: &Value) -> Result<(), Failure> {
         let id = self.number.get();
         self.number.set(id + 1);
         let text = json!({ "event": event, "id": id, "data": data }).to_string();
@@ -121,7 +122,7 @@ impl Talker {
         self.stirred.notify_one();
         match told.await {
             Ok(answer) => answer.map_err(Failure::Failed),
-            Err(_) => Err(Failure::Failed("the socket that publishes is gone".into())),
+            Err(_) => Err(Failure::Failed("the socket that asks is gone".into())),
         }
     }
 
@@ -154,10 +155,10 @@ impl Talker {
                 }
             };
             match (read, close) {
-                (_, Some(close)) => break format!("the node closed the publisher: {close}"),
+                (_, Some(close)) => break format!("the node closed a socket that asks: {close}"),
                 (Ok(Some(_)), None) => {}
-                (Ok(None), None) => break "the publisher's connection ended".to_owned(),
-                (Err(error), None) => break format!("the publisher's socket broke: {error:#}"),
+                (Ok(None), None) => break "the connection of a socket that asks ended".to_owned(),
+                (Err(error), None) => break format!("a socket that asks broke: {error:#}"),
             }
         };
         // Whoever waits for an answer learns that there will be none.
@@ -184,10 +185,22 @@ impl Talker {
 fn refused(data: &Value) -> String {
     let code = data["code"].as_str().unwrap_or("-");
     let message = data["message"].as_str().unwrap_or("-");
+    let (what, rate, right) = match data["event"].as_str() {
+        Some("unisono:join") => (
+            "join",
+            ". Raise sockets.join_burst",
+            ". Let clients join rooms of that name, and raise sockets.rooms_per_socket where it is below 101",
+        ),
+        _ => (
+            "publication",
+            ". Publish with --by http, or raise sockets.message_rate",
+            ". Publish with --by http, or let clients publish to the room",
+        ),
+    };
     let hint = match code {
-        "rate_limited" => ". Publish with --by http, or raise sockets.message_rate",
-        "forbidden" => ". Publish with --by http, or let clients publish to the room",
+        "rate_limited" => rate,
+        "forbidden" => right,
         _ => "",
     };
-    format!("the node refuses a publication: {message} ({code}){hint}")
+    format!("the node refuses a {what}: {message} ({code}){hint}")
 }
