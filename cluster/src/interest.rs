@@ -8,6 +8,7 @@
 //! second is bounded, however many nodes and joins there are.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::time::Duration;
 
 use proto::{NodeId, RoomName};
@@ -267,6 +268,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+/// A table that was much larger gives back what it does not need.
+pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    const KEPT: usize = 1_024;
+    let needed = table.len().max(KEPT);
+    if table.capacity() > 4 * needed {
+        table.shrink_to(2 * needed);
+    }
+}
+
     async fn a_room_is_ready_when_server_and_peers_answered() {
         let (mut interest, now) = interest();
         let peer = NodeId::new(1);

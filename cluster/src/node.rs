@@ -623,6 +623,7 @@ impl Node {
         let (rooms, rooms_receiver) = mpsc::unbounded_channel();
         let now = Instant::now();
         let reader = Reader {
+        let (room_subscriptions, subscriptions) = mpsc::unbounded_channel();
             node: self.config.node,
             subjects: Arc::clone(&self.subjects),
             budget: self.budget,
@@ -654,7 +655,8 @@ impl Node {
             subjects: Arc::clone(&self.subjects),
             reader,
             readers: JoinSet::new(),
-            room_readers: HashMap::new(),
+            room_subscriptions,
+            room_handles: HashMap::new(),
             serving: None,
             deferred: HashSet::new(),
             there: there_receiver.clone(),
@@ -667,7 +669,7 @@ impl Node {
         };
         // Ends when this future does.
         let mut lanes = JoinSet::new();
-        lanes.spawn_local(control.run(rooms_receiver, urgent_receiver));
+        lanes.spawn_local(control.run(rooms_receiver, urgent_receiver, subscriptions));
         lanes.spawn_local(data.run(self.data_receiver));
         let core = Core {
             bus,

@@ -96,6 +96,10 @@ impl Handler<Add> for Room {
     fn handle(&mut self, Add(session): Add, _: &mut Context<Self>) {
         self.flush();
         session.send(Joined(self.name.clone()));
+        // Most rooms have one member; the table would begin with places for three.
+        if self.members.capacity() == 0 {
+            self.members.reserve_exact(1);
+        }
         self.members.insert(session.id, session);
     }
 }

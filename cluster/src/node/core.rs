@@ -243,6 +243,8 @@ impl<B: Bus> Core<B> {
         match wanted {
             Wanted::Want(room) => match self.interest.want(room.clone()) {
                 Wish::Ready => self.emit(Event::RoomReady(room)).await,
+                // Without a bus nobody else publishes, and a subscription would only take memory.
+                Wish::Subscribe if self.config.alone => {}
                 Wish::Subscribe => {
                     let _ = self.rooms.send(RoomOp::Subscribe(room));
                 }

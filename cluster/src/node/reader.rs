@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::stream::SelectAll;
+use futures_util::{Stream, StreamExt};
 use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::wire::WireError;
 use proto::{Audience, NodeId, wire};
@@ -18,7 +19,7 @@ use crate::asks::Asks;
 use crate::connections::Connections;
 use crate::{AskError, Budget, Bus, Message, Subject, Subjects};
 
-/// Reads one subscription. Waits when the host is busy: the wait holds back its own subscription only.
+/// Reads one subscription, or those of all rooms. Waits when the host is busy: the wait holds back what it reads only.
 #[derive(Clone)]
 pub(super) struct Reader {
     pub(super) node: NodeId,
@@ -100,6 +101,29 @@ impl Reader {
         }
         if let Some(told) = ended {
             self.event(Event::ApiEnded(told)).await;
+        }
+    }
+
+    /// Reads the subscriptions of rooms, which are many: a task of its own would cost each of them more than all else
+    /// that the node keeps of it. They take turns, a message of each. One that waits for its share of the budget would
+    /// keep the others waiting in any case: they would be behind it in the queue for that.
+    pub(super) async fn run_rooms(
+        self,
+        mut added: mpsc::UnboundedReceiver<impl Stream<Item = Message> + Unpin>,
+    ) {
+        let mut rooms = SelectAll::new();
+        loop {
+            let message = tokio::select! {
+                biased;
+                room = added.recv() => {
+                    let Some(room) = room else { return };
+                    rooms.push(room);
+                    continue;
+                }
+                Some(message) = rooms.next() => message,
+            };
+            self.traffic.count(&message.payload);
+            self.on_publication(message).await;
         }
     }
 

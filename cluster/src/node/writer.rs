@@ -7,14 +7,16 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::stream::{AbortHandle, Abortable};
 use proto::envelope::{Body, Envelope};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::reader::{Kind, Reader};
 use super::{Parcel, RoomOp, Traffic, What, audiences, lock};
+use crate::interest::give_back;
 use crate::missed::Missed;
 use crate::{Bus, LinkState, Outgoing, PublishError, Subject, Subjects};
 
@@ -30,13 +32,16 @@ pub(super) struct Writer<B> {
 
 /// The lane of subscriptions, and of what proves them: a probe is written after the subscriptions that were
 /// asked for before it. What is asked for during an outage is put together until the bus is back.
-pub(super) struct Control<B> {
+pub(super) struct Control<B: Bus> {
     pub(super) writer: Writer<B>,
     pub(super) subjects: Arc<Subjects>,
     pub(super) reader: Reader,
     /// End with the lane.
     pub(super) readers: JoinSet<()>,
-    pub(super) room_readers: HashMap<RoomName, AbortHandle>,
+    /// Takes the subscriptions of rooms to their reader.
+    pub(super) room_subscriptions: mpsc::UnboundedSender<RoomSubscription<B>>,
+    /// End the subscription of a room.
+    pub(super) room_handles: HashMap<RoomName, AbortHandle>,
     /// Ends the reader of applications' requests.
     pub(super) serving: Option<oneshot::Sender<oneshot::Sender<()>>>,
     /// Rooms to subscribe to when the bus is there.
@@ -46,6 +51,9 @@ pub(super) struct Control<B> {
     /// Which connection it is, and the number of the last heartbeat on it.
     pub(super) beats: (u64, u64),
 }
+
+/// Messages of a room, until it is let go.
+pub(super) type RoomSubscription<B> = Abortable<<B as Bus>::Subscription>;
 
 /// The lane of everything else. What is in it holds a share of the budget, so it never waits for a bus that
 /// is away: local publications would wait with it.
@@ -64,7 +72,10 @@ impl<B: Bus> Control<B> {
         mut self,
         mut rooms: mpsc::UnboundedReceiver<RoomOp>,
         mut urgent: mpsc::Receiver<Parcel>,
+        subscriptions: mpsc::UnboundedReceiver<RoomSubscription<B>>,
     ) {
+        let reader = self.reader.clone().run_rooms(subscriptions);
+        self.readers.spawn_local(reader);
         for (subject, kind) in [
             (self.subjects.inbox(self.writer.node), Kind::Inbox),
             (self.subjects.heartbeat(), Kind::Heartbeats),
@@ -106,7 +117,7 @@ impl<B: Bus> Control<B> {
                     }
                 }
                 Some(ended) = self.readers.join_next() => {
-                    // One that was let go is fine; one that broke leaves the node deaf.
+                    // One that broke leaves the node deaf.
                     if ended.is_err_and(|error| error.is_panic()) {
                         panic!("a reader of the bus panicked");
                     }
@@ -134,8 +145,9 @@ impl<B: Bus> Control<B> {
             RoomOp::Subscribe(room) => self.subscribe(room).await,
             RoomOp::Unsubscribe(room) => {
                 self.deferred.remove(&room);
-                if let Some(reader) = self.room_readers.remove(&room) {
-                    reader.abort();
+                if let Some(handle) = self.room_handles.remove(&room) {
+                    handle.abort();
+                    give_back(&mut self.room_handles);
                 }
             }
             RoomOp::StopServing(told) => {
@@ -159,9 +171,11 @@ impl<B: Bus> Control<B> {
                 return;
             }
         };
-        let reader = self.reader.clone().run(subscription, Kind::Publications);
-        let reader = self.readers.spawn_local(reader);
-        self.room_readers.insert(room, reader);
+        let (handle, registration) = AbortHandle::new_pair();
+        let subscription = Abortable::new(subscription, registration);
+        // Without its reader this lane ends, too.
+        let _ = self.room_subscriptions.send(subscription);
+        self.room_handles.insert(room, handle);
     }
 }
 
