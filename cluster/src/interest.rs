@@ -24,6 +24,7 @@ pub(crate) struct Interest {
     /// Not before then does the next round begin.
     next_at: Option<Instant>,
     linger: Duration,
+    lingering_max: usize,
     round_timeout: Duration,
 }
 
@@ -84,7 +85,7 @@ pub(crate) struct Proved {
 }
 
 impl Interest {
-    pub(crate) fn new(linger: Duration, round_timeout: Duration) -> Self {
+    pub(crate) fn new(linger: Duration, lingering_max: usize, round_timeout: Duration) -> Self {
         Self {
             rooms: HashMap::new(),
             lingering: VecDeque::new(),
@@ -92,6 +93,7 @@ impl Interest {
             next: Proof::default(),
             next_at: None,
             linger,
+            lingering_max,
             round_timeout,
         }
     }
@@ -114,13 +116,31 @@ impl Interest {
         Wish::Subscribe
     }
 
-    /// The room has no local member any more. Lingers, because people reload pages.
-    pub(crate) fn release(&mut self, room: &RoomName, now: Instant) {
+    /// The room has no local member any more. Lingers, because people reload pages. Takes out the oldest, if too many
+    /// linger now; the caller unsubscribes.
+    pub(crate) fn release(&mut self, room: &RoomName, now: Instant) -> Vec<RoomName> {
         if let Some(known) = self.rooms.get_mut(room) {
             let until = now + self.linger;
             known.until = Some(until);
             self.lingering.push_back((until, room.clone()));
         }
+        let mut gone = Vec::new();
+        while self.lingering.len() > self.lingering_max {
+            gone.extend(self.let_go_of_the_oldest());
+        }
+        gone
+    }
+
+    /// Gives the room that was released first, unless it was wanted again.
+    fn let_go_of_the_oldest(&mut self) -> Option<RoomName> {
+        let (until, name) = self.lingering.pop_front()?;
+        let released = |room: &Room| room.until == Some(until);
+        if !self.rooms.get(&name).is_some_and(released) {
+            return None;
+        }
+        self.rooms.remove(&name);
+        give_back(&mut self.rooms);
+        Some(name)
     }
 
     /// Whether the room is listened to, proved or not.
@@ -139,14 +159,10 @@ impl Interest {
         while let Some((until, _)) = self.lingering.front()
             && *until <= now
         {
-            let Some((until, name)) = self.lingering.pop_front() else {
-                break;
-            };
-            let released = |room: &Room| room.until == Some(until);
-            if self.rooms.get(&name).is_some_and(released) {
-                self.rooms.remove(&name);
-                gone.push(name);
-            }
+            gone.extend(self.let_go_of_the_oldest());
+        }
+        if self.lingering.is_empty() {
+            self.lingering = VecDeque::new();
         }
         gone
     }
@@ -252,22 +268,6 @@ impl Interest {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LINGER: Duration = Duration::from_secs(5);
-    const TIMEOUT: Duration = Duration::from_secs(1);
-
-    fn room(name: &str) -> RoomName {
-        RoomName::parse(name).unwrap()
-    }
-
-    fn interest() -> (Interest, Instant) {
-        (Interest::new(LINGER, TIMEOUT), Instant::now())
-    }
-
-    #[tokio::test(start_paused = true)]
 /// A table that was much larger gives back what it does not need.
 pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     const KEPT: usize = 1_024;
@@ -277,6 +277,26 @@ pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINGERING_MAX: usize = 3;
+    const LINGER: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn room(name: &str) -> RoomName {
+        RoomName::parse(name).unwrap()
+    }
+
+    fn interest() -> (Interest, Instant) {
+        (
+            Interest::new(LINGER, LINGERING_MAX, TIMEOUT),
+            Instant::now(),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_room_is_ready_when_server_and_peers_answered() {
         let (mut interest, now) = interest();
         let peer = NodeId::new(1);
@@ -316,7 +336,7 @@ pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
         let due = interest.round_due().unwrap();
         assert!(interest.start_round(peers(), due));
         // However many there are, a join does not wait for long.
-        let mut crowded = Interest::new(LINGER, TIMEOUT);
+        let mut crowded = Interest::new(LINGER, LINGERING_MAX, TIMEOUT);
         crowded.want(room("a"));
         assert_eq!(crowded.round_due(), None, "at once");
         crowded.start_round((1..=5_000).map(NodeId::new), now);
@@ -378,5 +398,39 @@ pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
         interest.release(&room("a"), now);
         assert_eq!(interest.expire(now + LINGER), [room("a")]);
         assert_eq!(interest.want(room("a")), Wish::Subscribe);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rooms_linger_up_to_a_number() {
+        let (mut interest, now) = interest();
+        for name in ["a", "b", "c", "d"] {
+            interest.want(room(name));
+        }
+        for name in ["a", "b", "c"] {
+            assert!(interest.release(&room(name), now).is_empty(), "{name}");
+        }
+        interest.want(room("a"));
+        assert!(
+            interest.release(&room("d"), now).is_empty(),
+            "a has members"
+        );
+        assert_eq!(interest.release(&room("a"), now), [room("b")], "the oldest");
+        for name in ["a", "c", "d"] {
+            assert!(interest.knows(&room(name)), "{name}");
+        }
+        assert_eq!(interest.want(room("b")), Wish::Subscribe);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_that_is_left_and_joined_again_takes_no_more_memory() {
+        let (mut interest, mut now) = interest();
+        interest.want(room("a"));
+        for _ in 0..100 {
+            now += Duration::from_millis(1);
+            assert!(interest.release(&room("a"), now).is_empty());
+            assert_eq!(interest.want(room("a")), Wish::Wait);
+        }
+        assert!(interest.lingering.len() <= LINGERING_MAX);
+        assert!(interest.knows(&room("a")));
     }
 }

@@ -68,6 +68,8 @@ pub struct Config {
     pub call_timeout: Duration,
     /// How long a room without local members is still listened to.
     pub room_linger: Duration,
+    /// Most rooms that are listened to so.
+    pub lingering_rooms_max: usize,
     /// Messages that may wait to be sent, and events that may wait for the host.
     pub queue_messages_max: usize,
 }
@@ -621,9 +623,9 @@ impl Node {
         let (inputs, inputs_receiver) = mpsc::channel(self.config.queue_messages_max);
         let (urgent, urgent_receiver) = mpsc::channel(URGENT_MAX);
         let (rooms, rooms_receiver) = mpsc::unbounded_channel();
+        let (room_subscriptions, subscriptions) = mpsc::unbounded_channel();
         let now = Instant::now();
         let reader = Reader {
-        let (room_subscriptions, subscriptions) = mpsc::unbounded_channel();
             node: self.config.node,
             subjects: Arc::clone(&self.subjects),
             budget: self.budget,
@@ -687,7 +689,11 @@ impl Node {
             membership: Membership::new(self.config.node_timeout),
             strangers: Strangers::default(),
             beats: Beats::new(self.config.heartbeat_interval),
-            interest: Interest::new(self.config.room_linger, self.config.call_timeout),
+            interest: Interest::new(
+                self.config.room_linger,
+                self.config.lingering_rooms_max,
+                self.config.call_timeout,
+            ),
             calls: Calls::new(),
             probes: HashMap::new(),
             heartbeat_due: now,

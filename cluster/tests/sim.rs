@@ -80,6 +80,7 @@ impl Sim {
             bus_timeout: Duration::from_secs(3),
             call_timeout: CALL_TIMEOUT,
             room_linger: Duration::from_secs(5),
+            lingering_rooms_max: 10_000,
             queue_messages_max: 1_000,
         };
         let (cluster, node, mut events) = start(config, Budget::new(1 << 20), Load::default);

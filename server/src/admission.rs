@@ -16,6 +16,7 @@ use crate::auth::{Denied, Grant};
 use crate::delivery::Wire;
 use crate::handshake::Handshake;
 use crate::meters;
+use crate::places::Place;
 use crate::rules::{Pattern, Rule};
 use crate::shared::{Shared, Slot};
 use crate::unisono::Unisono;
@@ -35,6 +36,8 @@ pub struct Admitted {
     context: Context,
     /// Its place among the sockets of the node.
     pub slot: Slot,
+    /// The place of its room on the node, until it is a member.
+    pub place: Place,
 }
 
 /// Asks everybody who has a say, in the order of what it costs to ask.
@@ -116,6 +119,9 @@ async fn decide(
     }
     let entered = shared.config.rules.may_enter(&rule, &room, &grant);
     entered.map_err(|(_, message)| forbidden(message))?;
+    let Ok(place) = shared.places.take(&room) else {
+        return Err(Refusal::unavailable("full", TOO_MANY_ROOMS));
+    };
     Ok(Admitted {
         room,
         rule,
@@ -123,8 +129,12 @@ async fn decide(
         peer: handshake.peer,
         context,
         slot,
+        place,
     })
 }
+
+/// Why no room that is new to the node finds a place.
+pub const TOO_MANY_ROOMS: &str = "the node has too many rooms";
 
 fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
     if let Some(user) = accept.user {

@@ -105,6 +105,7 @@ pub struct Cluster {
     pub call_timeout: Duration,
     #[serde(deserialize_with = "duration")]
     pub room_linger: Duration,
+    pub lingering_rooms: usize,
     pub queue_messages: usize,
     pub subscription_messages: usize,
     #[serde(deserialize_with = "duration")]
@@ -130,6 +131,11 @@ pub struct Sockets {
     #[serde(deserialize_with = "duration")]
     pub write_timeout: Duration,
     pub rooms_per_socket: usize,
+    pub rooms_max: usize,
+    pub join_rate: u32,
+    pub join_burst: u32,
+    pub first_join_rate: u32,
+    pub first_join_burst: u32,
     pub emit_ids: usize,
     pub emits_in_flight: usize,
     #[serde(deserialize_with = "size")]
@@ -790,9 +796,18 @@ impl Config {
                 cluster.subscription_messages,
                 "cluster.subscription_messages",
             ),
+            (cluster.lingering_rooms, "cluster.lingering_rooms"),
             (sockets.max, "sockets.max"),
             (sockets.connections, "sockets.connections"),
             (sockets.rooms_per_socket, "sockets.rooms_per_socket"),
+            (sockets.rooms_max, "sockets.rooms_max"),
+            (sockets.join_rate as usize, "sockets.join_rate"),
+            (sockets.join_burst as usize, "sockets.join_burst"),
+            (sockets.first_join_rate as usize, "sockets.first_join_rate"),
+            (
+                sockets.first_join_burst as usize,
+                "sockets.first_join_burst",
+            ),
             (sockets.emit_ids, "sockets.emit_ids"),
             (sockets.emits_in_flight, "sockets.emits_in_flight"),
             (sockets.message_bytes, "sockets.message_bytes"),
@@ -1018,6 +1033,22 @@ impl Sockets {
         Limit {
             rate: self.message_rate,
             burst: self.message_burst,
+        }
+    }
+
+    /// How many rooms a client may join.
+    pub fn join_limit(&self) -> Limit {
+        Limit {
+            rate: self.join_rate,
+            burst: self.join_burst,
+        }
+    }
+
+    /// How many rooms that are new to the node may be listened to.
+    pub fn first_join_limit(&self) -> Limit {
+        Limit {
+            rate: self.first_join_rate,
+            burst: self.first_join_burst,
         }
     }
 

@@ -46,10 +46,12 @@ mod websocket;
 
 mod session;
 
+mod places;
 mod registry;
 mod room;
 
 mod node;
+mod turns;
 
 mod ask;
 mod delivery;

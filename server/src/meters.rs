@@ -331,7 +331,17 @@ pub fn gap(reason: &'static str, sockets: u64) {
     metrics::counter!("unisono_gaps_total", "reason" => reason).increment(sockets);
 }
 
-/// A limit of a client's rate was reached: of its messages, pings or handshakes.
+/// A join or a handshake would have brought one room too many.
+pub fn room_refused() {
+    metrics::counter!("unisono_rooms_refused_total").increment(1);
+}
+
+/// So many rooms wait for their turn to be listened to.
+pub fn first_joins_waiting(rooms: usize) {
+    metrics::gauge!("unisono_first_joins_waiting").set(rooms as f64);
+}
+
+/// A limit of a client's rate was reached: of its messages, pings, joins or handshakes.
 pub fn rate_limited(what: &'static str) {
     metrics::counter!("unisono_rate_limited_total", "what" => what).increment(1);
 }

@@ -12,17 +12,19 @@ use futures_util::stream::unfold;
 use proto::envelope::{Act, Answer, Held, Request, Seat, Target};
 use proto::{Audience, Close, Publication, RoomName, SocketId};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::api;
 use crate::ask::Workers;
 use crate::delivery::Delivery;
 use crate::events::{self, Kind};
-use crate::meters::Source;
+use crate::meters::{self, Source};
 use crate::registry::{Deliver, Drain, Gap, Ready, give_back};
 use crate::rules::{Lifecycle, Rule};
 use crate::shared::Shared;
 use crate::tail::{self, Passed};
 use crate::trace::{Parent, Span, Work};
+use crate::turns::Turns;
 use crate::unisono::Unisono;
 use crate::vital::Vital;
 
@@ -65,6 +67,8 @@ pub struct Occupied {
     pub room: RoomName,
     /// The worker.
     pub worker: usize,
+    /// The socket that brings it.
+    pub by: SocketId,
 }
 
 /// A worker has lost its last member.
@@ -109,6 +113,11 @@ pub struct Node {
     rooms: HashMap<RoomName, RoomEntry>,
     /// Publications that came in one after the other, each with a bit for every worker that has sockets for it.
     gathered: Vec<(u64, Publish)>,
+    /// Rooms that wait, because there are too many in one second, by the sockets that brought them.
+    newcomers: Turns<SocketId, Newcomer>,
+    tickets: u32,
+    /// They will have their turns in a moment.
+    turns_planned: bool,
     events: Option<mpsc::Receiver<Event>>,
     api_places: Arc<Semaphore>,
     _vital: Vital,
@@ -124,9 +133,23 @@ const API_REQUESTS_MAX: usize = 1_024;
 struct RoomEntry {
     /// A bit for each worker that has members, or waits for one.
     workers: u64,
+    /// The ticket of a room that waits for its turn to be listened to; zero for the others.
+    ticket: u32,
     /// What is published anywhere is heard.
     ready: bool,
 }
+
+/// A room that waits for its turn to be listened to. The ticket is that of its entry, unless it has been vacated since.
+struct Newcomer {
+    room: RoomName,
+    ticket: u32,
+}
+
+/// What may wait in vain before it is looked for, beside as many as there are rooms.
+const NEWCOMERS_SLACK: usize = 1_024;
+
+/// How often rooms have their turns: at 5,000 in a second, ten at a time.
+const TURN: Duration = Duration::from_millis(2);
 
 impl Actor for Node {
     type Context = Context<Self>;
@@ -188,7 +211,7 @@ impl Handler<Finish> for Node {
 impl Handler<Occupied> for Node {
     type Result = ();
 
-    fn handle(&mut self, Occupied { room, worker }: Occupied, _: &mut Context<Self>) {
+    fn handle(&mut self, Occupied { room, worker, by }: Occupied, ctx: &mut Context<Self>) {
         let entry = self.rooms.entry(room.clone()).or_default();
         let first = entry.workers == 0;
         entry.workers |= 1 << worker;
@@ -197,7 +220,7 @@ impl Handler<Occupied> for Node {
             if self.is_watched(&room) {
                 self.shared.cluster.hold(Held::Room(room.clone()), true);
             }
-            self.shared.cluster.want(room);
+            self.want(room, by, ctx);
         } else if entry.ready {
             self.tell_ready(&room, 1 << worker);
         }
@@ -221,6 +244,12 @@ impl Handler<Vacated> for Node {
             }
         }
     }
+}
+
+/// Whether a room still waits for this turn: nobody may be in it any more.
+fn waits(rooms: &HashMap<RoomName, RoomEntry>, newcomer: &Newcomer) -> bool {
+    let entry = rooms.get(&newcomer.room);
+    entry.is_some_and(|entry| entry.ticket == newcomer.ticket)
 }
 
 impl Handler<Pulse> for Node {
@@ -362,7 +391,11 @@ impl Handler<Gap> for Node {
 impl Node {
     /// The actor of a node. `events` are those of the cluster.
     pub fn new(shared: Arc<Shared>, workers: Workers, events: mpsc::Receiver<Event>) -> Self {
+        let limit = shared.config.sockets.first_join_limit();
         Self {
+            newcomers: Turns::new(limit, Instant::now()),
+            tickets: 0,
+            turns_planned: false,
             shared,
             workers,
             rooms: HashMap::new(),
@@ -370,6 +403,56 @@ impl Node {
             events: Some(events),
             api_places: Arc::new(Semaphore::new(API_REQUESTS_MAX)),
             _vital: Vital("node"),
+        }
+    }
+
+    /// Listens to a room, at once or, when too many are new, in its turn.
+    fn want(&mut self, room: RoomName, by: SocketId, ctx: &mut Context<Self>) {
+        // Nothing is asked of a bus that is not there.
+        if self.shared.cluster.alone() || self.newcomers.may_go(Instant::now()) {
+            return self.shared.cluster.want(room);
+        }
+        self.tickets = self.tickets.checked_add(1).unwrap_or(1);
+        if let Some(entry) = self.rooms.get_mut(&room) {
+            entry.ticket = self.tickets;
+        }
+        let ticket = self.tickets;
+        self.newcomers.wait(by, Newcomer { room, ticket });
+        if self.newcomers.len() > 2 * self.rooms.len() + NEWCOMERS_SLACK {
+            let rooms = &self.rooms;
+            self.newcomers.retain(|newcomer| waits(rooms, newcomer));
+        }
+        meters::first_joins_waiting(self.newcomers.len());
+        self.plan_turns(TURN, ctx);
+    }
+
+    fn plan_turns(&mut self, after: Duration, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.turns_planned, true) {
+            ctx.run_later(after, |node, ctx| {
+                node.turns_planned = false;
+                node.take_turns(ctx);
+            });
+        }
+    }
+
+    /// Listens to those whose turn it is.
+    fn take_turns(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let rooms = &self.rooms;
+        let next = |newcomer: &Newcomer| waits(rooms, newcomer);
+        let mut going = Vec::new();
+        while let Some(newcomer) = self.newcomers.next(now, next) {
+            going.push(newcomer.room);
+        }
+        for room in going {
+            if let Some(entry) = self.rooms.get_mut(&room) {
+                entry.ticket = 0;
+            }
+            self.shared.cluster.want(room);
+        }
+        meters::first_joins_waiting(self.newcomers.len());
+        if let Some(due) = self.newcomers.due(now) {
+            self.plan_turns(due.max(TURN), ctx);
         }
     }
 

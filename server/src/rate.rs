@@ -49,6 +49,14 @@ impl Used {
         fits
     }
 
+    /// How long until [`Used::take`] finds one.
+    pub fn wait(&self, limit: Limit, now: Instant) -> Duration {
+        let one = Duration::from_secs(1) / limit.rate.max(1);
+        let full = self.0.max(now) + one;
+        full.duration_since(now)
+            .saturating_sub(one * limit.burst.max(1))
+    }
+
     fn is_nothing(&self, now: Instant) -> bool {
         self.0 <= now
     }
@@ -102,6 +110,10 @@ mod tests {
         assert_eq!(taken(&mut used, now), 2);
         now += Duration::from_secs(3600);
         assert_eq!(taken(&mut used, now), 3, "no more than a burst is saved up");
+        let wait = used.wait(LIMIT, now);
+        assert_eq!(wait, Duration::from_millis(100));
+        assert_eq!(taken(&mut used, now + wait), 1);
+        assert_eq!(Used::nothing(now).wait(LIMIT, now), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

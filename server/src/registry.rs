@@ -2,6 +2,7 @@
 //! order.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use cluster::Permit;
-use proto::client::gap_text;
+use proto::client::{ErrorCode, gap_text};
 use proto::envelope::{
     Act, Answer, Held, Request, RoomsPage, RoomsQuery, Seat, SocketInfo, SocketsPage, Status,
     Target,
@@ -21,13 +22,15 @@ use proto::{Audience, Close, RoomName, SocketId, UserName};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::admission::TOO_MANY_ROOMS;
 use crate::delivery::{Delivery, Wire, payload_frame};
 use crate::events::{Event, Kind};
 use crate::meters::{self, Tally};
 use crate::node::{Node, Occupied, Vacated};
+use crate::places::Place;
 use crate::room::{self, OnceTable, Room};
 use crate::rules::{Lifecycle, Rule};
-use crate::session::{Disconnect, Joined, Left, Refused, SessionRef};
+use crate::session::{Disconnect, Joined, Left, Refused, SessionRef, TOO_MANY};
 use crate::shared::{Shared, now_ms};
 use crate::tail::{self, Passed};
 use crate::vital::Vital;
@@ -44,6 +47,8 @@ pub struct Open {
     pub rule: Arc<Rule>,
     /// Where it comes from.
     pub peer: SocketAddr,
+    /// The place of the room, which the room itself holds from then on.
+    pub place: Option<Place>,
 }
 
 /// A session is closing or gone, in that way; the first word counts.
@@ -126,6 +131,8 @@ pub struct Registry {
     later: VecDeque<Later>,
     users: HashMap<UserName, HashSet<SocketId>>,
     rooms: HashMap<RoomName, RoomEntry>,
+    /// The rooms that sockets wait for; nothing of the others.
+    joining: HashMap<SocketId, Vec<RoomName>>,
     once: OnceTable,
     _vital: Vital,
 }
@@ -187,6 +194,7 @@ impl Actor for Registry {
             give_back(&mut registry.sockets);
             give_back(&mut registry.users);
             give_back(&mut registry.rooms);
+            give_back(&mut registry.joining);
         });
     }
 }
@@ -201,6 +209,7 @@ impl Handler<Open> for Registry {
             room,
             rule,
             peer,
+            place: _place,
         }: Open,
         _: &mut Context<Self>,
     ) {
@@ -240,6 +249,9 @@ impl Handler<Closed> for Registry {
             self.tell_member(&socket, room, Kind::Left);
             self.remove_member(room, id);
         }
+        for room in self.joining.remove(&id).unwrap_or_default() {
+            self.wait_no_more(id, &room);
+        }
         if self.shared.tails.on() && socket.open {
             self.shared.tails.show(&Passed {
                 close: Some(&close),
@@ -276,7 +288,7 @@ impl Handler<Ready> for Registry {
             return;
         };
         entry.ready = true;
-        for Waiting { id, done } in std::mem::take(&mut entry.waiting) {
+        for Waiting { id, done } in self.take_waiting(&room) {
             self.admit(id, &room, done);
         }
         self.close_if_empty(&room);
@@ -519,6 +531,7 @@ impl Registry {
             later: VecDeque::new(),
             users: HashMap::new(),
             rooms: HashMap::new(),
+            joining: HashMap::new(),
             once: OnceTable::default(),
             _vital: Vital("registry"),
         }
@@ -530,11 +543,12 @@ impl Registry {
 
     fn join(&mut self, id: SocketId, room: &RoomName, done: Option<Vote>) {
         let rooms_max = self.shared.config.sockets.rooms_per_socket;
+        let joining = self.joining.get(&id).map_or(0, Vec::len);
         let refused = match self.sockets.get(&id) {
             // The socket of a session that joins its first room is not open yet.
             Some(socket) if !socket.open && done.is_some() => Some(Status::NotFound),
             Some(socket) if socket.rooms.contains(room) => Some(Status::Delivered),
-            Some(socket) if socket.rooms.len() >= rooms_max => Some(Status::Dropped),
+            Some(socket) if socket.rooms.len() + joining >= rooms_max => Some(Status::Dropped),
             Some(_) => None,
             None => Some(Status::NotFound),
         };
@@ -542,27 +556,61 @@ impl Registry {
             self.answer(id, room, done, status);
             return;
         }
-        let (node, worker) = (&self.node, self.worker);
-        let rules = &self.shared.config.rules;
-        let tally = self.shared.meters.tally(worker);
-        let entry = self.rooms.entry(room.clone()).or_insert_with(|| {
-            node.do_send(Occupied {
-                room: room.clone(),
-                worker,
-            });
-            RoomEntry {
-                addr: Room::new(room.clone(), Arc::clone(tally)).start(),
-                rule: rules.find(room).cloned(),
-                members: 0,
-                ready: false,
-                waiting: Vec::new(),
+        let worker = self.worker;
+        let entry = match self.rooms.entry(room.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                if self.shared.places.enter(room).is_err() {
+                    return self.refuse(id, room, done);
+                }
+                self.node.do_send(Occupied {
+                    room: room.clone(),
+                    worker,
+                    by: id,
+                });
+                let tally = self.shared.meters.tally(worker);
+                entry.insert(RoomEntry {
+                    addr: Room::new(room.clone(), Arc::clone(tally)).start(),
+                    rule: self.shared.config.rules.find(room).cloned(),
+                    members: 0,
+                    ready: false,
+                    waiting: Vec::new(),
+                })
             }
-        });
+        };
         if entry.ready {
             self.admit(id, room, done);
         } else {
             entry.waiting.push(Waiting { id, done });
+            self.joining.entry(id).or_default().push(room.clone());
         }
+    }
+
+    /// Those who wait for a room, and do no more.
+    fn take_waiting(&mut self, room: &RoomName) -> Vec<Waiting> {
+        let entry = self.rooms.get_mut(room);
+        let waiting = entry.map_or_else(Vec::new, |entry| std::mem::take(&mut entry.waiting));
+        for Waiting { id, .. } in &waiting {
+            if let Some(rooms) = self.joining.get_mut(id) {
+                rooms.retain(|joining| joining != room);
+                if rooms.is_empty() {
+                    self.joining.remove(id);
+                }
+            }
+        }
+        waiting
+    }
+
+    /// A socket is gone that waits for a room. When it was the only one, nobody wants the room any more.
+    fn wait_no_more(&mut self, id: SocketId, room: &RoomName) {
+        if let Some(entry) = self.rooms.get_mut(room) {
+            for waiting in entry.waiting.extract_if(.., |waiting| waiting.id == id) {
+                if let Some(done) = waiting.done {
+                    done.vote(id, Status::NotFound);
+                }
+            }
+        }
+        self.close_if_empty(room);
     }
 
     /// The room is ready; the socket may be gone, or in it by another way.
@@ -606,8 +654,18 @@ impl Registry {
             let room = room.clone();
             match status {
                 Status::Delivered => socket.session.send(Joined(room)),
-                _ => socket.session.send(Refused(room)),
+                _ => socket.session.send(Refused(room, TOO_MANY)),
             }
+        }
+    }
+
+    /// The room would be one too many for the node.
+    fn refuse(&self, id: SocketId, room: &RoomName, done: Option<Vote>) {
+        if let Some(done) = done {
+            done.vote(id, Status::Dropped);
+        } else if let Some(socket) = self.sockets.get(&id) {
+            let why = (ErrorCode::Unavailable, TOO_MANY_ROOMS);
+            socket.session.send(Refused(room.clone(), why));
         }
     }
 
@@ -641,6 +699,7 @@ impl Registry {
         let empty = |entry: &RoomEntry| entry.members == 0 && entry.waiting.is_empty();
         if self.rooms.get(room).is_some_and(empty) {
             self.rooms.remove(room);
+            self.shared.places.leave(room);
             self.node.do_send(Vacated {
                 room: room.clone(),
                 worker: self.worker,

@@ -32,6 +32,7 @@ use crate::listener::Listener;
 use crate::meters::Meters;
 use crate::node::{DrainAll, Node, Pulse};
 use crate::outside;
+use crate::places::Places;
 use crate::rate::{Addresses, Limit};
 use crate::rebalance;
 use crate::rules::Guard;
@@ -205,6 +206,7 @@ impl Server {
             name: &name,
         };
         let traces = Traces::start(&config.tracing, &identity, &outside)?;
+        let places = Places::new(config.sockets.rooms_max);
         let shared = Arc::new(Shared {
             events: Events::new(cluster.clone(), budget.clone(), hooks, timeout),
             curious: is_curious(&config),
@@ -222,6 +224,7 @@ impl Server {
             cluster,
             budget,
             load: counts,
+            places,
             name,
             started_at_ms,
             meters,
@@ -527,6 +530,7 @@ fn cluster_config(
         bus_timeout: settings.bus_timeout,
         call_timeout: settings.call_timeout,
         room_linger: settings.room_linger,
+        lingering_rooms_max: settings.lingering_rooms,
         queue_messages_max: settings.queue_messages,
     }
 }

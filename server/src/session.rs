@@ -34,9 +34,10 @@ use crate::delivery::Wire;
 use crate::events::NoAck;
 use crate::meters::{self, Handed, Tally};
 use crate::node::{Finish, Publish};
+use crate::places::Place;
 use crate::rate::Used;
 use crate::registry::{Closed, Open};
-use crate::rules::{ClientEvents, Format, Rule};
+use crate::rules::{ClientEvents, Denied, Format, Rule};
 use crate::shared::{Shared, Slot};
 use crate::tls::Stream;
 use crate::websocket::{Decoder, frame};
@@ -64,10 +65,13 @@ pub struct Overflowed;
 #[rtype(result = "()")]
 pub struct Joined(pub RoomName);
 
-/// The socket may not join: it is in too many rooms by now.
+/// The socket may not join, and why.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Refused(pub RoomName);
+pub struct Refused(pub RoomName, pub Denied);
+
+/// Why a socket may join no more.
+pub const TOO_MANY: Denied = (ErrorCode::Forbidden, "this socket is in too many rooms");
 
 /// The socket is no member of the room.
 #[derive(Message)]
@@ -190,6 +194,8 @@ pub struct Session {
     queue: Arc<Queue>,
     rule: Arc<Rule>,
     home: RoomName,
+    /// That of the home among the rooms of the node, until the registry knows the session.
+    place: Option<Box<Place>>,
     rooms: Vec<Membership>,
     phase: Phase,
     /// Input that waits while the session is stalled.
@@ -206,6 +212,7 @@ pub struct Session {
     handling: bool,
     messages: Used,
     pings: Used,
+    joined: Used,
     warnings: Used,
     /// Of this turn.
     messages_left: usize,
@@ -278,6 +285,7 @@ impl Actor for Session {
             room: self.home.clone(),
             rule: Arc::clone(&self.rule),
             peer: self.peer,
+            place: self.place.take().map(|place| *place),
         };
         introduce(&self.worker, self.socket.as_ref(), open);
         ctx.spawn(Pump);
@@ -354,12 +362,12 @@ impl Handler<Joined> for Session {
 impl Handler<Refused> for Session {
     type Result = ();
 
-    fn handle(&mut self, Refused(room): Refused, _: &mut Context<Self>) {
+    fn handle(&mut self, Refused(room, (code, why)): Refused, _: &mut Context<Self>) {
         for id in take_waiting(&mut self.joins, &room) {
             self.refuse(&Refusal {
                 id,
-                code: ErrorCode::Forbidden,
-                message: "this socket is in too many rooms".to_owned(),
+                code,
+                message: why.to_owned(),
                 event: Some("unisono:join".to_owned()),
             });
         }
@@ -626,6 +634,7 @@ impl Session {
             peer: admitted.peer,
             rule: admitted.rule,
             home: admitted.room,
+            place: Some(Box::new(admitted.place)),
             expires: admitted.grant.expires(now, &worker.shared.config.auth),
             grant: boxed(admitted.grant),
             rooms: Vec::with_capacity(1),
@@ -639,6 +648,7 @@ impl Session {
             handling: false,
             messages: Used::nothing(now),
             pings: Used::nothing(now),
+            joined: Used::nothing(now),
             warnings: Used::nothing(now),
             messages_left: 0,
             pong: None,

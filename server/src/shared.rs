@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::delivery::Wire;
 use crate::events::Events;
 use crate::meters::{Meters, Source};
+use crate::places::Places;
 use crate::rate::Addresses;
 use crate::tail::Tails;
 use crate::tls::Tls;
@@ -34,6 +35,8 @@ pub struct Shared {
     pub budget: Budget,
     /// The counts.
     pub load: Arc<Counts>,
+    /// For rooms with members on this node.
+    pub places: Arc<Places>,
     /// Its name for people.
     pub name: String,
     /// When the node started, in milliseconds since 1970.
@@ -151,6 +154,7 @@ impl Shared {
             ("unisono_hook_events_waiting", self.events.waiting() as f64),
             // They do not change, but a second node of the process, as in tests, has others.
             ("unisono_sockets_max", settings.max as f64),
+            ("unisono_rooms_max", settings.rooms_max as f64),
             ("unisono_connections_max", settings.connections as f64),
             ("unisono_inflight_bytes_max", settings.inflight_bytes as f64),
         ] {

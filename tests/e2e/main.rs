@@ -33,6 +33,7 @@ mod protocol;
 mod rebalance;
 mod reserved;
 mod rolling;
+mod rooms;
 mod sockets;
 mod sse;
 mod tls;

@@ -250,7 +250,10 @@ impl<B: Bus> Core<B> {
                 }
                 Wish::Wait => {}
             },
-            Wanted::Release(room) => self.interest.release(&room, Instant::now()),
+            Wanted::Release(room) => {
+                let gone = self.interest.release(&room, Instant::now());
+                self.unsubscribe(gone);
+            }
             Wanted::Begin(held) => self.change(held, true).await,
             Wanted::End(held) => self.change(held, false).await,
         }
@@ -677,7 +680,12 @@ impl<B: Bus> Core<B> {
             };
             self.say_now(turn).await;
         }
-        for room in self.interest.expire(now) {
+        let gone = self.interest.expire(now);
+        self.unsubscribe(gone);
+    }
+
+    fn unsubscribe(&self, rooms: Vec<RoomName>) {
+        for room in rooms {
             let _ = self.rooms.send(RoomOp::Unsubscribe(room));
         }
     }

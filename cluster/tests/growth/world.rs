@@ -115,6 +115,7 @@ impl World {
             bus_timeout: Duration::from_secs(3),
             call_timeout: Duration::from_millis(900),
             room_linger: Duration::from_secs(5),
+            lingering_rooms_max: 10_000,
             queue_messages_max: 8_192,
         };
         let load = Load {

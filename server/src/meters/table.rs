@@ -113,6 +113,9 @@ pub const TABLE: &[Metric] = &[
     gauge("unisono_connections", Unit::Count, "Connections that are no sockets"),
     gauge("unisono_connections_max", Unit::Count, "sockets.connections"),
     gauge("unisono_rooms", Unit::Count, "Rooms with members on this node"),
+    gauge("unisono_rooms_max", Unit::Count, "sockets.rooms_max"),
+    counter("unisono_rooms_refused_total", Unit::Count, "Joins and handshakes that were refused because they would have brought one more room than sockets.rooms_max"),
+    gauge("unisono_first_joins_waiting", Unit::Count, "Rooms that wait for their turn to be listened to, because of sockets.first_join_rate"),
     gauge("unisono_users", Unit::Count, "Users with sockets on this node"),
     counter("unisono_handshakes_total", Unit::Count, "Handshakes that were accepted, or refused with that HTTP status")
         .by("outcome", &HANDSHAKES),
@@ -126,8 +129,8 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_closes_total", Unit::Count, "Sockets that ended, by close code; 1005 and 1006 without any, application for 4000 to 4099")
         .by("code", &CODES),
     counter("unisono_slow_sockets_total", Unit::Count, "Sockets that were closed because they read too slowly"),
-    counter("unisono_rate_limited_total", Unit::Count, "Messages, pings and handshakes above their limit")
-        .by("what", &["message", "ping", "handshake"]),
+    counter("unisono_rate_limited_total", Unit::Count, "Messages, pings, joins and handshakes above their limit")
+        .by("what", &["message", "ping", "join", "handshake"]),
 
     counter("unisono_publications_total", Unit::Count, "Publications and broadcasts that came in, one for each room")
         .by("source", &["client", "api", "bus", "laravel"]),

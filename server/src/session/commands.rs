@@ -9,7 +9,7 @@ use proto::envelope::{Act, Payload};
 use proto::json::speaks_for_server;
 use proto::{Audience, Close, Publication, RoomName};
 
-use super::{Emitted, Session, Stall};
+use super::{Emitted, Session, Stall, TOO_MANY};
 use crate::delivery::Delivery;
 use crate::meters::{self, Source};
 use crate::node::{Burst, Publish};
@@ -203,8 +203,14 @@ impl Session {
             self.ack(id.as_ref(), Some(room_data(&room).as_bytes()));
             return Ok(());
         }
-        if self.rooms.len() + self.joins.len() >= self.shared().config.sockets.rooms_per_socket {
-            return Err((ErrorCode::Forbidden, "this socket is in too many rooms"));
+        let sockets = &self.worker.shared.config.sockets;
+        if self.rooms.len() + self.joins.len() >= sockets.rooms_per_socket {
+            return Err(TOO_MANY);
+        }
+        if !self.joined.take(sockets.join_limit(), self.heard) {
+            meters::rate_limited("join");
+            let message = "too many joins in too short a time";
+            return Err((ErrorCode::RateLimited, message));
         }
         self.joins.push((room.clone(), id));
         self.worker.registry.do_send(Join(self.id, room));

@@ -30,6 +30,7 @@ use crate::auth::Grant;
 use crate::delivery::{Wire, sse};
 use crate::door::Place;
 use crate::meters;
+use crate::places;
 use crate::registry::{Closed, Open};
 use crate::rules::{Format, Rule};
 use crate::shared::Slot;
@@ -55,6 +56,8 @@ pub struct EventStream {
     end: Option<Close>,
     place: Rc<Place>,
     slot: Option<Arc<Slot>>,
+    /// That of the home among the rooms of the node, until the registry knows the stream.
+    room_place: Option<places::Place>,
 }
 
 /// The events that the HTTP server has not taken yet: it takes the next when it has room for it. They count
@@ -86,6 +89,7 @@ impl Actor for EventStream {
             room: self.home.clone(),
             rule: Arc::clone(&self.rule),
             peer: self.peer,
+            place: self.room_place.take(),
         };
         introduce(&self.worker, self.socket.as_ref(), open);
         self.schedule(ctx);
@@ -248,6 +252,7 @@ impl EventStream {
             end: None,
             place,
             slot: Some(slot),
+            room_place: Some(admitted.place),
             worker,
         };
         BodyStream::new(Body {
