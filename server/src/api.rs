@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod keys;
 mod leaving;
 mod span;
 mod sse;
@@ -17,7 +18,7 @@ use actix_web::body::MessageBody;
 use actix_web::dev::Payload;
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, web};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -34,14 +35,18 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use crate::config::Scope;
 use crate::hooks::Actions;
 use crate::node::Pulse;
 use crate::seldom::Seldom;
 use crate::trace::Span;
 use crate::unisono::{Nodes, PublishError, Unisono};
 use crate::worker::Worker;
+use access::Asker;
 use body::{Broadcast, Disconnect, Drain, Emit, Membership, Publish, Whom};
 use span::Asked;
+
+pub use keys::Keys;
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -70,20 +75,25 @@ pub fn app(
     let api = web::scope("/api/v1")
         .wrap(actix_web::middleware::from_fn(span::around))
         // What is wrapped last comes first: strangers begin no traces.
-        .wrap(actix_web::middleware::from_fn(access::check))
-        .service(at("/emit", web::post().to(emit)))
-        .service(at("/publish", web::post().to(publish)))
-        .service(at("/broadcast", web::post().to(broadcast)))
-        .service(at("/disconnect", web::post().to(disconnect)))
-        .service(at("/join", web::post().to(join)))
-        .service(at("/leave", web::post().to(leave)))
-        .service(at("/drain", web::post().to(drain)))
+        .wrap(actix_web::middleware::from_fn(access::authenticate))
+        .service(may(Scope::Send, "/emit", web::post().to(emit)))
+        .service(may(Scope::Send, "/publish", web::post().to(publish)))
+        .service(may(Scope::Send, "/broadcast", web::post().to(broadcast)))
+        .service(may(Scope::Admin, "/disconnect", web::post().to(disconnect)))
+        .service(may(Scope::Send, "/join", web::post().to(join)))
+        .service(may(Scope::Send, "/leave", web::post().to(leave)))
+        .service(may(Scope::Admin, "/drain", web::post().to(drain)))
+        // Each verb of a batch is looked at by itself.
         .service(at("/batch", web::post().to(batch)))
-        .service(at("/sockets/{id}", web::get().to(socket)))
-        .service(at("/rooms", web::get().to(rooms)))
-        .service(at("/rooms/sockets", web::get().to(room_sockets)))
-        .service(at("/nodes", web::get().to(nodes)))
-        .service(at("/tail", web::get().to(tail::tail)))
+        .service(may(Scope::Read, "/sockets/{id}", web::get().to(socket)))
+        .service(may(Scope::Read, "/rooms", web::get().to(rooms)))
+        .service(may(
+            Scope::Read,
+            "/rooms/sockets",
+            web::get().to(room_sockets),
+        ))
+        .service(may(Scope::Read, "/nodes", web::get().to(nodes)))
+        .service(may(Scope::Read, "/tail", web::get().to(tail::tail)))
         .default_service(web::to(no_such_path));
     let body_bytes_max = worker.shared.config.api.body_bytes;
     App::new()
@@ -102,8 +112,18 @@ pub fn app(
         .service(at("/health/live", web::get().to(live)).route(web::head().to(live)))
         .service(at("/health/ready", web::get().to(ready)).route(web::head().to(ready)))
         .configure(|config| {
-            if metrics {
-                config.service(at("/metrics", web::get().to(metrics_text)));
+            let route = web::get().to(metrics_text);
+            match (metrics, public) {
+                (false, _) => {}
+                // Clients reach this port, too.
+                (true, true) => {
+                    let keyed = may(Scope::Read, "/metrics", route);
+                    let authenticate = actix_web::middleware::from_fn(access::authenticate);
+                    config.service(keyed.wrap(authenticate));
+                }
+                (true, false) => {
+                    config.service(at("/metrics", route));
+                }
             }
         })
         .default_service(web::to(no_such_path))
@@ -140,7 +160,12 @@ async fn leave(unisono: Handle, Body(body): Body) -> Result<HttpResponse, ApiErr
 
 /// The requests of a batch are carried out one after the other. One that fails has an `error` in its
 /// place, and the rest goes on.
-async fn batch(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, ApiError> {
+async fn batch(
+    Asked(unisono): Asked,
+    request: HttpRequest,
+    Body(body): Body,
+) -> Result<HttpResponse, ApiError> {
+    let asker = access::of(&request).ok_or_else(|| ApiError::unauthorized("no key"))?;
     let requests: Vec<HashMap<&str, &RawValue>> =
         serde_json::from_str(text(&body)?).map_err(|error| ApiError::bad(error.to_string()))?;
     let max = unisono.shared.config.api.batch;
@@ -149,18 +174,19 @@ async fn batch(Asked(unisono): Asked, Body(body): Body) -> Result<HttpResponse, 
     }
     let mut answers = Vec::with_capacity(requests.len());
     for request in requests {
-        let done = do_one(&unisono, request).await;
+        let done = do_one(&unisono, &asker, request).await;
         answers.push(done.unwrap_or_else(|error| error.body()));
     }
     Ok(answer(Value::Array(answers)))
 }
 
-async fn do_one(unisono: &Unisono, request: HashMap<&str, &RawValue>) -> ApiResult {
+async fn do_one(unisono: &Unisono, asker: &Asker, request: HashMap<&str, &RawValue>) -> ApiResult {
     let mut parts = request.into_iter();
     let (Some((verb, body)), None) = (parts.next(), parts.next()) else {
         let message = "a request of a batch is an object with one verb";
         return Err(ApiError::bad(message.to_owned()));
     };
+    asker.check_verb(verb)?;
     do_verb(unisono, verb, body.get().as_bytes()).await
 }
 
@@ -196,7 +222,7 @@ pub async fn carry_out(unisono: &Unisono, actions: Actions) {
         }
         left -= 1;
         let done = match from_object::<HashMap<&str, &RawValue>>(action.get()) {
-            Ok(request) => do_one(unisono, request).await,
+            Ok(request) => do_one(unisono, &Asker::Application, request).await,
             Err(error) => Err(ApiError::bad(error.to_string())),
         };
         if let Err(error) = done {
@@ -478,10 +504,10 @@ async fn chat_page(unisono: Handle) -> Result<HttpResponse, ApiError> {
         .body(CHAT_PAGE))
 }
 
-async fn live(unisono: Handle) -> HttpResponse {
+async fn live(unisono: Handle, request: HttpRequest) -> HttpResponse {
     match pulse(&unisono).await {
-        Ok(()) => health(&unisono, StatusCode::OK, "ok"),
-        Err(why) => health(&unisono, StatusCode::SERVICE_UNAVAILABLE, why),
+        Ok(()) => health(&unisono, &request, StatusCode::OK, "ok"),
+        Err(why) => health(&unisono, &request, StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
@@ -508,14 +534,20 @@ async fn pulse(unisono: &Unisono) -> Result<(), &'static str> {
     .map(drop)
 }
 
-async fn ready(unisono: Handle) -> HttpResponse {
+async fn ready(unisono: Handle, request: HttpRequest) -> HttpResponse {
     match unisono.shared.readiness() {
-        Ok(()) => health(&unisono, StatusCode::OK, "ok"),
-        Err(why) => health(&unisono, StatusCode::SERVICE_UNAVAILABLE, why),
+        Ok(()) => health(&unisono, &request, StatusCode::OK, "ok"),
+        Err(why) => health(&unisono, &request, StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
-fn health(unisono: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
+/// Which node it is, only those are told who may read the rest, too.
+fn health(
+    unisono: &Unisono,
+    request: &HttpRequest,
+    code: StatusCode,
+    status: &str,
+) -> HttpResponse {
     let cluster = &unisono.shared.cluster;
     let bus = match cluster.link() {
         _ if cluster.alone() => "none",
@@ -523,9 +555,13 @@ fn health(unisono: &Unisono, code: StatusCode, status: &str) -> HttpResponse {
         LinkState::Connected => "connected",
         LinkState::Away => "away",
     };
+    let mut body = json!({"status": status, "bus": bus});
+    if access::may_read(unisono, request) {
+        body["node"] = unisono.shared.node.to_string().into();
+    }
     HttpResponse::build(code)
         .insert_header((CACHE_CONTROL, "no-store"))
-        .json(json!({"status": status, "node": unisono.shared.node.to_string(), "bus": bus}))
+        .json(body)
 }
 
 async fn metrics_text(unisono: Handle) -> HttpResponse {
@@ -537,6 +573,24 @@ async fn metrics_text(unisono: Handle) -> HttpResponse {
             .body(text),
         Err(_) => HttpResponse::InternalServerError().finish(),
     }
+}
+
+/// As [`at`], for holders of that scope.
+fn may(
+    scope: Scope,
+    path: &str,
+    route: Route,
+) -> Resource<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    let authorize = move |request, next| access::authorize(scope, request, next);
+    at(path, route).wrap(actix_web::middleware::from_fn(authorize))
 }
 
 /// A path with its route; other methods are told so.
@@ -741,6 +795,14 @@ impl ApiError {
         }
     }
 
+    fn forbidden(scope: Scope) -> Self {
+        Self {
+            status: StatusCode::FORBIDDEN,
+            code: "forbidden",
+            message: format!("the API key lacks the scope `{}`", scope.as_str()),
+        }
+    }
+
     fn body(&self) -> Value {
         json!({"error": {"code": self.code, "message": self.message}})
     }
@@ -774,6 +836,9 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(self.status);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.insert_header(("Retry-After", "1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.insert_header((WWW_AUTHENTICATE, "Bearer"));
         }
         response.json(self.body())
     }

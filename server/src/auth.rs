@@ -22,7 +22,9 @@ use tokio::time::Instant;
 
 use crate::config::{self, AuthMode, TokenPlace};
 use crate::handshake::Handshake;
+use crate::reload::{Followed, Reload};
 use crate::rules::Pattern;
+use crate::signature::Signer;
 use hook::Hook;
 use token::Verifier;
 
@@ -112,13 +114,16 @@ impl Auth {
     /// A file that cannot be read, a key that is none.
     pub fn start(
         config: &config::Auth,
-        hooks: &config::Hooks,
+        signer: Option<&Followed<Signer>>,
+        reload: &Reload,
         outside: &Handle,
     ) -> anyhow::Result<Self> {
         let way = match config.mode {
             AuthMode::None => Way::None,
-            AuthMode::Token => Way::Token(Verifier::start(config, outside)?),
-            AuthMode::Hook => Way::Hook(Hook::start(config, hooks, outside)?),
+            AuthMode::Token => Way::Token(Verifier::start(config, reload, outside)?),
+            AuthMode::Hook => {
+                Way::Hook(Hook::start(config, signer.map(Followed::current), outside)?)
+            }
         };
         Ok(Self {
             way,
@@ -136,6 +141,18 @@ impl Auth {
                 .map(|network| network.0)
                 .collect(),
         })
+    }
+
+    /// Takes the keys of tokens of that configuration from now on.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Auth::start`]; then all stays as it was.
+    pub fn change(&self, config: &config::Auth) -> anyhow::Result<()> {
+        match &self.way {
+            Way::Token(verifier) if config.mode == AuthMode::Token => verifier.change(config),
+            _ => Ok(()),
+        }
     }
 
     /// Who a client is, before it is let in.
@@ -417,7 +434,7 @@ mod tests {
         config.auth.mode = AuthMode::Token;
         config.auth.secret.0 = sample::SECRET.to_owned();
         change(&mut config.auth);
-        Auth::start(&config.auth, &config.hooks, &Handle::current()).unwrap()
+        sample::auth(&config).unwrap()
     }
 
     #[tokio::test]
@@ -640,7 +657,7 @@ mod tests {
             let mut config = sample::config();
             config.auth.mode = AuthMode::Token;
             change(&mut config);
-            let auth = Auth::start(&config.auth, &config.hooks, &Handle::current());
+            let auth = sample::auth(&config);
             auth.map(|_| ()).map_err(|error| format!("{error:#}"))
         };
         for (change, expected) in [

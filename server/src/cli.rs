@@ -10,27 +10,29 @@ mod list;
 mod outcome;
 mod print;
 mod send;
+mod signals;
 mod tail;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
-use crate::config::{AuthMode, Config, Drain, Loaded, Sources};
+use crate::config::{AuthMode, Config, Loaded, Sources};
+use crate::key_file::KeyFile;
 use crate::listener;
 use crate::log;
 use crate::server::Server;
 use connection::{Api, Asking};
 use outcome::{Done, EXIT_USAGE, Failure, Outcome};
+use signals::{Live, Signals};
 
 /// A WebSocket server of which any number of nodes act as one
 #[derive(Parser)]
@@ -162,8 +164,8 @@ pub fn run(app: App) -> ExitCode {
 fn obey(app: App, cli: Cli) -> Outcome {
     let before = cli.settings;
     match cli.command {
-        None => serve(app, before.load()?)?,
-        Some(Command::Serve(settings)) => serve(app, before.and(settings).load()?)?,
+        None => return serve(app, &before),
+        Some(Command::Serve(settings)) => return serve(app, &before.and(settings)),
         Some(Command::Config(settings)) => print::print(&before.and(settings).load()?.text)?,
         Some(Command::CheckConfig(settings)) => {
             let config = before.and(settings).load()?.config;
@@ -217,8 +219,10 @@ impl Client {
     }
 }
 
-fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
-    log::start(&config.log);
+fn serve(app: App, settings: &Settings) -> Outcome {
+    let Loaded { config, text, file } = settings.load()?;
+    let sources = settings.sources();
+    let level = log::start(&config.log);
     refuse_huge_pages();
     match file {
         Some(file) => info!(file = %file.display(), "configuration"),
@@ -227,7 +231,9 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
     raise_file_limit(&config);
     let listener = listen_on(config.listen)?;
     let admin = config.admin.listen.map(listen_on).transpose()?;
-    actix_rt::System::new().block_on(async move {
+    let ended = actix_rt::System::new().block_on(async move {
+        // Before anything that takes its time: an early signal is a signal, too.
+        let signals = Signals::listen()?;
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let open = config.rules.open() && app.rooms.is_empty();
@@ -246,6 +252,8 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         let s = secure(!config.tls.certificate_file.as_os_str().is_empty());
         let admin_s = secure(config.admin.tls);
         let server = Server::start(config, app, listener, admin).await?;
+        let ports = std::iter::once(address).chain(admin_address);
+        let key_file = keep_key(&server, &ports.map(|address| address.port()).collect::<Vec<_>>());
         let mut welcome = vec![
             format!("unisono {}, node {}", proto::VERSION, server.node()),
             format!("  WebSocket   ws{s}://{address}/<room>"),
@@ -260,6 +268,9 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         }
         if let Some(address) = admin_address {
             welcome.push(format!("  metrics     http{admin_s}://{address}/metrics"));
+        }
+        if let Some(file) = &key_file {
+            welcome.push(format!("  API key     in {}", file.path().display()));
         }
         // A node does without somebody who reads it.
         let _ = print::line(&welcome.join("\n"));
@@ -281,30 +292,31 @@ fn serve(app: App, Loaded { config, file, .. }: Loaded) -> anyhow::Result<()> {
         if alone {
             info!("no cluster.nats: this node is alone");
         }
-        wait_for_end(&server, &drain).await
-    })
+        let live = Live {
+            level,
+            text,
+            sources,
+        };
+        anyhow::Ok(signals.serve(&server, &drain, live).await)
+    })?;
+    Ok(ended)
 }
 
-/// SIGTERM drains, and so does a request of the API. SIGINT, from somebody at a keyboard, closes all sockets at once, in good order. A second
-/// signal ends the process at once.
-async fn wait_for_end(server: &Server, drain: &Drain) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut asked = async || {
-        tokio::select! {
-            _ = terminate.recv() => (drain.delay, drain.window),
-            _ = interrupt.recv() => (Duration::ZERO, Duration::ZERO),
+/// Keeps the key of a node that has made one for itself where programs of the same user find it.
+fn keep_key(server: &Server, ports: &[u16]) -> Option<KeyFile> {
+    let key = server.api_key()?;
+    match KeyFile::write(key, ports) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(
+                %error,
+                "THE HTTP API ANSWERS NOBODY: no api.keys are configured, and the key that this node has made cannot be \
+                 kept in a file; set api.keys or api.keys_file, or XDG_RUNTIME_DIR to a folder of this user"
+            );
+            None
         }
-    };
-    let (delay, window) = tokio::select! {
-        asked = asked() => asked,
-        () = server.drain_wanted() => (drain.delay, drain.window),
-    };
-    tokio::select! {
-        () = server.drain(delay, window) => {}
-        _ = asked() => warn!("a second signal: the rest of the drain is left out"),
     }
-    Ok(())
 }
 
 fn warn_open(loopback: bool, any_origin: bool) {

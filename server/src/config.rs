@@ -43,6 +43,9 @@ const SECRETS: [&str; 3] = ["api.keys", "auth.secret", "hooks.secret"];
 /// Characters of an API key, at least.
 const API_KEY_MIN: usize = 8;
 
+/// Bytes of the name of an API key, at most.
+const API_KEY_NAME_MAX: usize = 100;
+
 const NO_SUCH_KEY: &str = "there is no such key";
 
 /// What is wrong with such a value, without the value.
@@ -56,6 +59,7 @@ pub struct Config {
     pub workers: usize,
     pub cluster: Cluster,
     pub tls: Tls,
+    pub files: Files,
     pub sockets: Sockets,
     pub auth: Auth,
     pub hooks: Hooks,
@@ -75,6 +79,13 @@ pub struct Config {
 pub struct Tls {
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    pub reload_interval: Duration,
+}
+
+#[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
+#[derive(Clone, Debug, Deserialize)]
+pub struct Files {
     #[serde(deserialize_with = "duration")]
     pub reload_interval: Duration,
 }
@@ -261,7 +272,7 @@ pub struct Laravel {
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
 #[derive(Clone, Deserialize)]
 pub struct Api {
-    pub keys: Vec<String>,
+    pub keys: Vec<ApiKey>,
     pub keys_file: PathBuf,
     #[serde(deserialize_with = "size")]
     pub body_bytes: usize,
@@ -270,6 +281,45 @@ pub struct Api {
     pub ids: usize,
     pub batch: usize,
     pub page: usize,
+}
+
+/// An entry of `api.keys`: a key that may do everything, or a table.
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+pub enum ApiKey {
+    /// A key.
+    Plain(String),
+    /// A key, or a file of keys, with a name and scopes.
+    Named(NamedKey),
+}
+
+/// A table of `api.keys`. What is wrong in it is told without its values, which may be secrets.
+#[derive(Clone, Deserialize)]
+pub struct NamedKey {
+    /// For the log.
+    #[serde(default)]
+    pub name: String,
+    /// The key itself,
+    #[serde(default)]
+    pub key: String,
+    /// or a file of keys.
+    #[serde(default)]
+    pub key_file: PathBuf,
+    /// What it may do; everything where this is missing.
+    pub scopes: Option<Vec<String>>,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
+}
+
+/// What a key of the HTTP API may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Queries, the metrics, and tail.
+    Read,
+    /// Emit, publish, broadcast, join, leave.
+    Send,
+    /// Disconnect, drain, and all of the others.
+    Admin,
 }
 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
@@ -655,7 +705,7 @@ impl Merge {
             let secret = SECRETS.contains(&key.as_str());
             let shown = match value {
                 Some(Value::Array(items)) if secret => {
-                    Value::Array(items.iter().map(|_| Value::from("(hidden)")).collect())
+                    Value::Array(items.iter().map(hidden_key).collect())
                 }
                 Some(Value::String(text)) if secret && !text.is_empty() => "(hidden)".into(),
                 Some(Value::String(text)) if URLS.contains(&key.as_str()) => shown_url(text).into(),
@@ -680,6 +730,22 @@ impl Merge {
         }
         text
     }
+}
+
+/// An entry of a list of keys without the key.
+fn hidden_key(entry: &Value) -> Value {
+    let hidden = || Value::from("(hidden)");
+    let Value::Table(table) = entry else {
+        return hidden();
+    };
+    let open = ["name", "key_file", "scopes"];
+    let shown = table
+        .iter()
+        .map(|(name, value)| match open.contains(&name.as_str()) {
+            true => (name.clone(), value.clone()),
+            false => (name.clone(), hidden()),
+        });
+    Value::Table(shown.collect())
 }
 
 /// A URL without what may be a secret in it: a user, a query.
@@ -864,6 +930,7 @@ impl Config {
             (self.hooks.retry_delay_max, "hooks.retry_delay_max"),
             (api.idle_timeout, "api.idle_timeout"),
             (self.tls.reload_interval, "tls.reload_interval"),
+            (self.files.reload_interval, "files.reload_interval"),
             (cluster.call_timeout, "cluster.call_timeout"),
             (cluster.nats_connect_timeout, "cluster.nats_connect_timeout"),
         ] {
@@ -871,11 +938,9 @@ impl Config {
         }
         self.application_contradictions(&mut check);
         for key in &api.keys {
-            check(
-                key.len() >= API_KEY_MIN,
-                "api.keys",
-                &format!("a key has at least {API_KEY_MIN} characters"),
-            );
+            if let Err(why) = key.check() {
+                check(false, "api.keys", &why);
+            }
         }
         let rebalance = &self.rebalance;
         check(
@@ -1062,32 +1127,140 @@ impl Sockets {
 }
 
 impl Api {
-    /// Adds the keys of `keys_file`.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read, has none, or one that is too short.
-    pub fn read_keys(&mut self) -> anyhow::Result<()> {
-        if self.keys_file.as_os_str().is_empty() {
-            return Ok(());
-        }
-        let file = self.keys_file.display();
-        let text = textfile::read(&self.keys_file);
-        let text = text.with_context(|| format!("cannot read {file}"))?;
-        let lines = text.lines().map(str::trim);
-        let keys: Vec<_> = lines
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .collect();
-        // Without any, whoever sits at this machine would be let in.
-        ensure!(!keys.is_empty(), "{file} has no keys");
-        let long = keys.iter().all(|key| key.len() >= API_KEY_MIN);
-        ensure!(long, "{file}: a key has at least {API_KEY_MIN} characters");
-        self.keys.extend(keys.into_iter().map(str::to_owned));
-        Ok(())
+    /// Whether there are any keys. Without, the node makes one.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty() || !self.keys_file.as_os_str().is_empty()
     }
 }
 
+impl ApiKey {
+    fn check(&self) -> Result<(), String> {
+        let long = |key: &str| match key.len() >= API_KEY_MIN {
+            true => Ok(()),
+            false => Err(format!("a key has at least {API_KEY_MIN} characters")),
+        };
+        let named = match self {
+            Self::Plain(key) => return long(key),
+            Self::Named(named) => named,
+        };
+        if !named.unknown.is_empty() {
+            return Err("a table has name, scopes, and key or key_file".to_owned());
+        }
+        if named.name.len() > API_KEY_NAME_MAX || named.name.chars().any(char::is_control) {
+            return Err(format!(
+                "a name has at most {API_KEY_NAME_MAX} bytes, and no control characters"
+            ));
+        }
+        match (named.key.is_empty(), named.key_file.as_os_str().is_empty()) {
+            (false, true) => long(&named.key)?,
+            (true, false) => {}
+            _ => return Err("a table has either key or key_file".to_owned()),
+        }
+        match &named.scopes {
+            None => Ok(()),
+            Some(scopes) if scopes.is_empty() => Err("scopes: name at least one".to_owned()),
+            Some(scopes) => scopes
+                .iter()
+                .try_for_each(|scope| match Scope::parse(scope) {
+                    Some(_) => Ok(()),
+                    None => Err("scopes: read, send or admin".to_owned()),
+                }),
+        }
+    }
+}
+
+impl NamedKey {
+    /// What it may do.
+    pub fn scopes(&self) -> Vec<Scope> {
+        let Some(scopes) = &self.scopes else {
+            return vec![Scope::Admin];
+        };
+        scopes
+            .iter()
+            .filter_map(|scope| Scope::parse(scope))
+            .collect()
+    }
+}
+
+impl Scope {
+    /// As the configuration and the API write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Send => "send",
+            Self::Admin => "admin",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Read, Self::Send, Self::Admin]
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+    }
+}
+
+/// The keys of a file: one on each line, but for those that are empty or begin with `#`. With the number of its line.
+///
+/// # Errors
+///
+/// When there is none, or one that is too short. They do not tell it.
+pub fn keys_of_file(file: &Path, content: &[u8]) -> anyhow::Result<Vec<(usize, String)>> {
+    let file = file.display();
+    let text = std::str::from_utf8(content).with_context(|| format!("{file} is not UTF-8"))?;
+    let lines = text.lines().map(str::trim);
+    let keys: Vec<_> = (1..)
+        .zip(lines)
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    ensure!(!keys.is_empty(), "{file} has no keys");
+    let long = keys.iter().all(|(_, key)| key.len() >= API_KEY_MIN);
+    ensure!(long, "{file}: a key has at least {API_KEY_MIN} characters");
+    Ok(keys
+        .into_iter()
+        .map(|(line, key)| (line, key.to_owned()))
+        .collect())
+}
+
+/// Those paths that are set.
+pub fn files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+    let set = paths
+        .into_iter()
+        .filter(|path| !path.as_os_str().is_empty());
+    set.cloned().collect()
+}
+
+/// Folders of this user in which nodes without configured keys keep the one that they make, the best one first.
+pub fn key_folders() -> Vec<PathBuf> {
+    let absolute = |name| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path: &PathBuf| path.is_absolute())
+    };
+    let runtime = absolute("XDG_RUNTIME_DIR");
+    let home = || Some(absolute("HOME")?.join(".local/state"));
+    let state = absolute("XDG_STATE_HOME").or_else(home);
+    let folders = runtime.into_iter().chain(state);
+    folders.map(|folder| folder.join("unisono")).collect()
+}
+
 impl Secret {
+    /// The secret itself: this one, or that of a file with that content, without the white space around it. None where
+    /// neither is given.
+    ///
+    /// # Errors
+    ///
+    /// When both are given, or the content is no text.
+    pub fn or_content(&self, content: Option<&[u8]>) -> anyhow::Result<Option<String>> {
+        match (self.0.as_str(), content) {
+            ("", None) => Ok(None),
+            (secret, None) => Ok(Some(secret.to_owned())),
+            ("", Some(content)) => {
+                let text = std::str::from_utf8(content).context("the file is not UTF-8")?;
+                Ok(Some(text.trim().to_owned()))
+            }
+            (_, Some(_)) => anyhow::bail!("a secret and a file with one: choose one of them"),
+        }
+    }
+
     /// The secret itself: this one, or that of the file, without the white space around it. None where
     /// neither is given.
     ///
@@ -1095,16 +1268,11 @@ impl Secret {
     ///
     /// Those of reading the file, and one when both are given.
     pub fn or_file(&self, file: &Path) -> anyhow::Result<Option<String>> {
-        match (self.0.as_str(), file.as_os_str().is_empty()) {
-            ("", true) => Ok(None),
-            (secret, true) => Ok(Some(secret.to_owned())),
-            ("", false) => {
-                let text = textfile::read(file);
-                let text = text.with_context(|| format!("cannot read {}", file.display()))?;
-                Ok(Some(text.trim().to_owned()))
-            }
-            (_, false) => anyhow::bail!("a secret and a file with one: choose one of them"),
-        }
+        let content = match file.as_os_str().is_empty() {
+            true => None,
+            false => Some(crate::reload::read(file)?),
+        };
+        self.or_content(content.as_deref())
     }
 }
 
@@ -1254,7 +1422,9 @@ mod tests {
         assert_eq!(loaded.config.sockets.max, 2);
         assert_eq!(loaded.config.sockets.ping_interval, Duration::from_secs(1));
         assert_eq!(loaded.config.cluster.nats, ["nats://a:1", "nats://b:2"]);
-        assert_eq!(loaded.config.api.keys, ["key, with comma"]);
+        assert!(
+            matches!(&loaded.config.api.keys[..], [ApiKey::Plain(key)] if key == "key, with comma")
+        );
         assert!(loaded.text.contains("max = 2\n") && loaded.text.contains("(hidden)"));
         assert!(!loaded.text.contains("with comma"));
         let shown: Table = loaded.text.parse().unwrap();

@@ -18,7 +18,9 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config;
+use crate::reload::Current;
 use crate::seldom::Seldom;
+use crate::signature::Signer;
 use lane::{Application, Lane};
 
 pub use answer::ErrorText;
@@ -118,13 +120,14 @@ impl Hooks {
     /// A secret that cannot be read, is missing or is not one; certificates that cannot be loaded.
     pub fn start(
         config: &config::Hooks,
+        signer: Option<Current<Signer>>,
         outside: &Handle,
         act: impl Fn(Actions) -> BoxFuture<'static, ()> + Send + Sync + 'static,
     ) -> anyhow::Result<Option<Self>> {
         if config.url.is_empty() {
             return Ok(None);
         }
-        let application = Application::new(config, Box::new(act)).context("hooks")?;
+        let application = Application::new(config, signer, Box::new(act)).context("hooks")?;
         let application = Arc::new(application);
         let lanes = (0..config.lanes).map(|_| {
             // Unbounded, but nothing enters without a place, of which there is a number.
@@ -279,7 +282,6 @@ mod tests {
 
     use super::*;
     use crate::config::{Secret, Sources};
-    use crate::signature::Signer;
 
     const SECRET: &str = "a secret of the tests";
 
@@ -393,9 +395,13 @@ mod tests {
         }
     }
 
+    pub fn signer() -> Option<Current<Signer>> {
+        Some(Current::new(Signer::new(SECRET).unwrap()))
+    }
+
     fn start(config: &config::Hooks) -> Hooks {
         let act = |_| async {}.boxed();
-        let hooks = Hooks::start(config, &Handle::current(), act).unwrap();
+        let hooks = Hooks::start(config, signer(), &Handle::current(), act).unwrap();
         hooks.expect("there is a URL")
     }
 
@@ -751,7 +757,7 @@ mod tests {
             wait.map(drop).boxed()
         };
         let config = config(&endpoint.url);
-        let hooks = Hooks::start(&config, &Handle::current(), act);
+        let hooks = Hooks::start(&config, signer(), &Handle::current(), act);
         let hooks = hooks.unwrap().expect("there is a URL");
 
         let mut answers = ["0", "1", "2"].map(|id| send_waiting(&hooks, id));
@@ -877,13 +883,9 @@ mod tests {
     async fn without_a_url_there_are_no_hooks() {
         let start = |config: &config::Hooks| {
             let act = |_| async {}.boxed();
-            Hooks::start(config, &Handle::current(), act)
+            Hooks::start(config, None, &Handle::current(), act)
         };
         assert!(start(&config("")).unwrap().is_none());
-        let unsigned = config::Hooks {
-            secret: Secret::default(),
-            ..config("http://localhost/")
-        };
-        assert!(start(&unsigned).is_err());
+        assert!(start(&config("http://localhost/")).is_err(), "unsigned");
     }
 }

@@ -3,26 +3,64 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
+use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// What is logged, and may be changed while the node runs.
+pub struct Level {
+    text: String,
+    set: Box<dyn Fn(EnvFilter) -> anyhow::Result<()>>,
+}
+
 /// Writes events to the standard error.
-pub fn start(log: &Log) {
-    // What the client of NATS has to say, `cluster` says, unless somebody asks for it.
-    let level = match log.level.contains(cluster::CLIENT_LOG_TARGET) {
-        true => log.level.clone(),
-        false => format!("{}=off,{}", cluster::CLIENT_LOG_TARGET, log.level),
-    };
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+pub fn start(log: &Log) -> Level {
+    let filter = filter(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = io::stderr().is_terminal();
     let format = log.format;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || OneLine { format, colours });
-    match format {
-        LogFormat::Text => builder.with_ansi(colours).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+    macro_rules! reloading {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |filter| handle.reload(filter).context("the log has ended"))
+        }};
+    }
+    Level {
+        text: log.level.clone(),
+        set: match format {
+            LogFormat::Text => reloading!(builder.with_ansi(colours)),
+            LogFormat::Json => reloading!(builder.json().flatten_event(true)),
+        },
+    }
+}
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    // What the client of NATS has to say, `cluster` says, unless somebody asks for it.
+    let level = match level.contains(cluster::CLIENT_LOG_TARGET) {
+        true => level.to_owned(),
+        false => format!("{}=off,{level}", cluster::CLIENT_LOG_TARGET),
+    };
+    Ok(EnvFilter::try_new(level)?)
+}
+
+impl Level {
+    /// Logs by that level from now on. Says whether it is another one.
+    ///
+    /// # Errors
+    ///
+    /// A level that is none.
+    pub fn change(&mut self, level: &str) -> anyhow::Result<bool> {
+        if self.text == level {
+            return Ok(false);
+        }
+        (self.set)(filter(level)?)?;
+        level.clone_into(&mut self.text);
+        Ok(true)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::api;
+use crate::api::{self, Keys};
 use crate::app::App;
 use crate::ask::{self, Workers};
 use crate::auth::Auth;
@@ -35,8 +35,10 @@ use crate::outside;
 use crate::places::Places;
 use crate::rate::{Addresses, Limit};
 use crate::rebalance;
+use crate::reload::{Followed, Look, Reload};
 use crate::rules::Guard;
 use crate::shared::{Counts, Shared, now_ms};
+use crate::signature::Signer;
 use crate::tail::Tails;
 use crate::textfile;
 use crate::tls::Tls;
@@ -127,7 +129,6 @@ impl Server {
         if !app.rooms.is_empty() {
             config.rules = app.rules(&config.rules);
         }
-        config.api.read_keys()?;
         if !config.laravel.redis_url.is_empty() {
             config
                 .rules
@@ -145,11 +146,14 @@ impl Server {
         // Before anything is there that counts.
         let meters = Meters::start(workers)?;
         let outside = outside::start()?;
+        let reload = Reload::new(config.files.reload_interval, &outside);
+        let signer = Signer::follow(&config.hooks, &reload)?;
         // There once the node is, which nobody can act upon before.
         let late = Arc::new(OnceLock::<Unisono>::new());
         let hooks = {
             let late = Arc::clone(&late);
-            Hooks::start(&config.hooks, &outside, move |actions| {
+            let signer = signer.as_ref().map(Followed::current);
+            Hooks::start(&config.hooks, signer, &outside, move |actions| {
                 let unisono = late.get().cloned();
                 Box::pin(async move {
                     if let Some(unisono) = unisono {
@@ -158,8 +162,9 @@ impl Server {
                 })
             })?
         };
-        let auth = Auth::start(&config.auth, &config.hooks, &outside)?;
-        let tls = Tls::start(&config.tls, &outside)?;
+        let keys = Keys::start(&config.api, &reload)?;
+        let auth = Auth::start(&config.auth, signer.as_ref(), &reload, &outside)?;
+        let tls = Tls::start(&config.tls, &reload)?;
         let nats = nats_config(&config)?;
         // Of each worker.
         let mut listeners: Vec<Vec<Listener>> = Vec::new();
@@ -217,6 +222,9 @@ impl Server {
             doors_closed: watch::Sender::new(false),
             routes: app.routes,
             tls,
+            keys,
+            reload,
+            signer,
             auth,
             addresses,
             config,
@@ -288,6 +296,57 @@ impl Server {
     /// The handle for applications.
     pub fn unisono(&self) -> Unisono {
         self.unisono.clone()
+    }
+
+    /// The API key that the node has made for itself, as no configured one is there: the HTTP API answers nobody without
+    /// a key. Whoever runs the node may show it to programs of theirs; [`run`](crate::run) keeps it in a file.
+    pub fn api_key(&self) -> Option<&str> {
+        self.unisono.shared.keys.own()
+    }
+
+    /// Reads files of keys, secrets and certificates at once, as it otherwise does every `files.reload_interval`, and
+    /// takes the keys and secrets of that configuration, if there is one. Logs what it has found, and says which settings
+    /// of it cannot be used.
+    pub async fn reload(&self, config: Option<&Config>) -> Vec<&'static str> {
+        let shared = &self.unisono.shared;
+        let mut failed = Vec::new();
+        // First, so that it says what is new in files.
+        for (setting, look) in shared.reload.look().await {
+            match look {
+                Look::Bad(_) => failed.push(setting),
+                Look::Same => info!(setting, "no new content"),
+                Look::New => {}
+            }
+        }
+        let Some(config) = config.cloned() else {
+            return failed;
+        };
+        let handle = self.unisono();
+        let change = move || {
+            let shared = &handle.shared;
+            let mut changed = vec![("api.keys", shared.keys.change(&config.api))];
+            if let Some(signer) = &shared.signer {
+                changed.push(("hooks.secret", Signer::change(signer, &config.hooks)));
+            }
+            if shared.config.auth.mode == AuthMode::Token {
+                changed.push(("auth", shared.auth.change(&config.auth)));
+            }
+            changed
+        };
+        let changed = tokio::task::spawn_blocking(change).await;
+        for (setting, done) in changed.into_iter().flatten() {
+            match done {
+                Ok(()) => info!(setting, "taken from the configuration"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    error!(setting, %error, "what is configured now is of no use; the old content stays");
+                    failed.push(setting);
+                }
+            }
+        }
+        failed.sort_unstable();
+        failed.dedup();
+        failed
     }
 
     /// Waits until somebody asks, through the API of any node, that this one be drained: see [`Server::drain`].

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::api::Keys;
 use crate::app::Routes;
 use crate::auth::Auth;
 use crate::config::Config;
@@ -19,6 +20,8 @@ use crate::events::Events;
 use crate::meters::{Meters, Source};
 use crate::places::Places;
 use crate::rate::Addresses;
+use crate::reload::{Followed, Reload};
+use crate::signature::Signer;
 use crate::tail::Tails;
 use crate::tls::Tls;
 use crate::trace::{Parent, Span, Traces, Work};
@@ -45,6 +48,12 @@ pub struct Shared {
     pub meters: Meters,
     /// Where clients speak TLS.
     pub(crate) tls: Option<Tls>,
+    /// Who may use the HTTP API.
+    pub keys: Keys,
+    /// What is read again while the node runs.
+    pub reload: Reload,
+    /// Signs what goes to the application, where a secret is configured.
+    pub signer: Option<Followed<Signer>>,
     /// Who may come, and what is known of them.
     pub auth: Auth,
     /// The way to the application outside.

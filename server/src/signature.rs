@@ -2,6 +2,7 @@
 //! most languages have a library. <https://www.standardwebhooks.com>
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -9,6 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+
+use crate::config;
+use crate::reload::{Followed, Parse, Reload};
 
 /// What a secret begins with whose rest is base64.
 const PREFIX: &str = "whsec_";
@@ -18,6 +22,43 @@ const PREFIX: &str = "whsec_";
 pub struct Signer(Hmac<Sha256>);
 
 impl Signer {
+    /// That of the configuration's secret, which is read again when its file changes. None without a secret.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, a secret that is none.
+    pub fn follow(
+        config: &config::Hooks,
+        reload: &Reload,
+    ) -> anyhow::Result<Option<Followed<Self>>> {
+        if config.secret.0.is_empty() && config.secret_file.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let (files, parse) = Self::source(config);
+        let followed = reload.follow("hooks.secret", files, parse);
+        followed.context("hooks.secret").map(Some)
+    }
+
+    /// Signs with the secret of that configuration from now on.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Signer::follow`]; then all stays as it was.
+    pub fn change(followed: &Followed<Self>, config: &config::Hooks) -> anyhow::Result<()> {
+        let (files, parse) = Self::source(config);
+        followed.change(files, parse)
+    }
+
+    fn source(config: &config::Hooks) -> (Vec<PathBuf>, Parse<Self>) {
+        let secret = config.secret.clone();
+        let files = config::files([&config.secret_file]);
+        let parse = move |contents: &[Vec<u8>]| {
+            let secret = secret.or_content(contents.first().map(Vec::as_slice))?;
+            Self::new(&secret.context("a secret is needed")?)
+        };
+        (files, Box::new(parse))
+    }
+
     /// The key is the secret, or what follows `whsec_`, decoded.
     ///
     /// # Errors

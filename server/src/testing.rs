@@ -100,6 +100,12 @@ impl TestNode {
         self.address
     }
 
+    /// The API key that it has made for itself; none where `api.keys` are among its settings. [`TestNode::http`] shows
+    /// it to the HTTP API.
+    pub fn api_key(&self) -> Option<&str> {
+        self.server.api_key()
+    }
+
     /// The handle of the application.
     pub fn unisono(&self) -> Unisono {
         self.server.unisono()
@@ -148,8 +154,14 @@ impl TestNode {
 
     /// Status and body of an HTTP request; a body that is sent is JSON.
     pub async fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        // The application's own routes have their own ways.
+        let of_the_api = path.starts_with("/api/v1/") || path == "/metrics";
+        let key = self.api_key().filter(|_| of_the_api);
+        let key = key.map_or_else(String::new, |key| {
+            format!("Authorization: Bearer {key}\r\n")
+        });
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{key}\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.address,
             body.len(),

@@ -1,13 +1,13 @@
 //! TLS at the door: a certificate and its key from files, which are read again when they change.
 
+use std::fmt;
 use std::io::{self, IoSlice};
-use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,17 +16,14 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::TlsStream;
-use tracing::{info, warn};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::config;
-use crate::textfile;
-use crate::vital::Vital;
+use crate::reload::{Followed, Reload};
 
 /// Speaks TLS with clients.
 pub struct Tls {
@@ -43,15 +40,7 @@ pub enum Stream {
 }
 
 /// The certificate of the moment. Connections that are open keep what they were made with.
-#[derive(Debug)]
-struct Certificates(RwLock<Arc<CertifiedKey>>);
-
-/// What the two files hold.
-#[derive(PartialEq, Eq)]
-struct Files {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-}
+struct Certificates(Followed<CertifiedKey>);
 
 /// Bytes that a connection may keep encrypted, or to be encrypted, while its client takes none: one record of TLS
 /// (RFC 8446 §5.1). They come on top of `sockets.queue_bytes`.
@@ -66,12 +55,24 @@ impl Tls {
     /// # Errors
     ///
     /// When a file cannot be read or is not what it should be, or the two do not belong together.
-    pub fn start(config: &config::Tls, outside: &Handle) -> anyhow::Result<Option<Self>> {
+    pub fn start(config: &config::Tls, reload: &Reload) -> anyhow::Result<Option<Self>> {
         if config.certificate_file.as_os_str().is_empty() {
             return Ok(None);
         }
-        let files = Files::read(config)?;
-        let certificates = Certificates::new(files.parse(config)?);
+        let settings = config.clone();
+        // While the two do not fit together, as between the writing of the one and of the other, what was read before
+        // stays.
+        let followed = reload.follow_counted(
+            "tls",
+            "unisono_tls_reloads_total",
+            config.reload_interval,
+            vec![config.certificate_file.clone(), config.key_file.clone()],
+            move |contents| match contents {
+                [certificate, key] => parse(&settings, certificate, key),
+                _ => bail!("a certificate and a key are needed"),
+            },
+        )?;
+        let certificates = Arc::new(Certificates(followed));
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
         let mut tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&versions)?
@@ -80,7 +81,6 @@ impl Tls {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Who comes back, as all do after a restart of another node, need not be shown the certificate again.
         tls.ticketer = ring::Ticketer::new()?;
-        outside.spawn(watch(Arc::clone(&certificates), config.clone(), files));
         Ok(Some(Self {
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             certificates,
@@ -120,82 +120,38 @@ impl Tls {
     /// When the certificate in use ends, in seconds since 1970; not at all where it does not say so in a way that can
     /// be read.
     pub fn expires(&self) -> f64 {
-        let current = self.certificates.current();
+        let current = self.certificates.0.get();
         let end = current.end_entity_cert().ok().and_then(end_of);
         end.map_or(f64::INFINITY, |end| end.as_secs_f64())
     }
 }
 
-/// Looks at the files for as long as the process lives. While they do not fit together, as between the writing of the
-/// one and of the other, what was read before stays.
-async fn watch(certificates: Arc<Certificates>, config: config::Tls, mut seen: Files) {
-    let _vital = Vital("tls");
-    loop {
-        sleep(config.reload_interval).await;
-        let read = Files::read(&config);
-        if read.as_ref().is_ok_and(|files| *files == seen) {
-            continue;
-        }
-        let parsed = read.and_then(|files| Ok((files.parse(&config)?, files)));
-        let outcome = match parsed {
-            Ok((key, files)) => {
-                info!("a new certificate is in use");
-                certificates.replace(key);
-                seen = files;
-                "ok"
-            }
-            Err(error) => {
-                warn!(%error, "the new certificate is of no use; the old one stays");
-                "failed"
-            }
-        };
-        metrics::counter!("unisono_tls_reloads_total", "outcome" => outcome).increment(1);
-    }
+fn parse(
+    config: &config::Tls,
+    certificate: &[u8],
+    private_key: &[u8],
+) -> anyhow::Result<CertifiedKey> {
+    let file = config.certificate_file.display();
+    let chain = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("{file} is not PEM"))?;
+    ensure!(!chain.is_empty(), "{file} has no certificate");
+    let key_file = config.key_file.display();
+    let key = PrivateKeyDer::from_pem_slice(private_key)
+        .with_context(|| format!("{key_file} has no private key, as PEM and without a password"))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .with_context(|| format!("{file} and {key_file} are of no use together"))
 }
 
-impl Files {
-    fn read(config: &config::Tls) -> anyhow::Result<Self> {
-        let read = |path: &Path| {
-            textfile::read_bytes(path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        Ok(Self {
-            certificate: read(&config.certificate_file)?,
-            key: read(&config.key_file)?,
-        })
-    }
-
-    fn parse(&self, config: &config::Tls) -> anyhow::Result<CertifiedKey> {
-        let file = config.certificate_file.display();
-        let chain = CertificateDer::pem_slice_iter(&self.certificate)
-            .collect::<Result<Vec<_>, _>>()
-            .with_context(|| format!("{file} is not PEM"))?;
-        ensure!(!chain.is_empty(), "{file} has no certificate");
-        let key_file = config.key_file.display();
-        let key = PrivateKeyDer::from_pem_slice(&self.key).with_context(|| {
-            format!("{key_file} has no private key, as PEM and without a password")
-        })?;
-        CertifiedKey::from_der(chain, key, &ring::default_provider())
-            .with_context(|| format!("{file} and {key_file} are of no use together"))
-    }
-}
-
-impl Certificates {
-    fn new(key: CertifiedKey) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Arc::new(key))))
-    }
-
-    fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn replace(&self, key: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificates")
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
+        Some(self.0.get())
     }
 }
 

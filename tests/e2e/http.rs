@@ -535,38 +535,6 @@ async fn with_a_key_only_those_who_know_it_may_ask() {
     }
 }
 
-#[tokio::test]
-async fn without_a_key_only_this_machine_may_ask() {
-    let node = Node::config("keyless").keyless().start().await;
-    let get = |name: &'static str, value: &'static str| {
-        node.api()
-            .request(Method::GET, "/api/v1/nodes")
-            .header(name, value)
-    };
-
-    assert_eq!(node.api().get("/api/v1/nodes").await.status, 200);
-    assert_eq!(
-        get("host", "localhost")
-            .send()
-            .await
-            .expect("an answer")
-            .status(),
-        200
-    );
-    for (name, value) in [
-        ("x-forwarded-for", "127.0.0.1"),
-        ("x-real-ip", "127.0.0.1"),
-        ("forwarded", "for=127.0.0.1"),
-        ("x-forwarded-host", "localhost"),
-        ("host", "example.com"),
-        ("host", "127.0.0.1.example.com"),
-        ("host", "localhost.example.com:80"),
-    ] {
-        let response = get(name, value).send().await.expect("an answer");
-        assert_eq!(response.status(), 401, "{name}: {value}");
-    }
-}
-
 /// Another socket of the same node and worker.
 fn with_other_socket(id: &str) -> String {
     let last = if id.ends_with('0') { '1' } else { '0' };
@@ -616,17 +584,4 @@ async fn errors_of_the_http_server_read_like_those_of_the_api() {
     );
     let nobody = json!({"rooms": [], "text": "x"});
     assert_eq!(node.api().post("publish", nobody).await.status, 400);
-}
-
-#[tokio::test]
-async fn without_a_key_a_proxy_of_the_default_kind_is_not_this_machine() {
-    let node = Node::config("keyless").keyless().start().await;
-    for head in [
-        "GET /api/v1/nodes HTTP/1.0\r\nHost: 127.0.0.1:8080\r\nConnection: close\r\n\r\n",
-        "GET /api/v1/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
-    ] {
-        let mut wire = node.wire().await;
-        wire.send(head).await;
-        assert_eq!(wire.response().await.status, 401, "{head}");
-    }
 }

@@ -22,6 +22,7 @@ mod hooks;
 mod hostile;
 mod http;
 mod json;
+mod keys;
 mod laravel;
 mod limits;
 mod log;

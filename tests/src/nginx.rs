@@ -198,6 +198,16 @@ impl Nginx {
         Self::foreign("tests/nginx/hyperf.conf", nodes).await
     }
 
+    /// A site of the test's own; `listen 80;` becomes a free port.
+    pub fn site(site: &str) -> NginxConfig {
+        NginxConfig {
+            site: site.to_owned(),
+            main: String::new(),
+            upstream: vec![free_port()],
+            certificate: None,
+        }
+    }
+
     async fn foreign(path: &str, nodes: &[Node]) -> Self {
         let config = NginxConfig {
             site: in_repository(path),

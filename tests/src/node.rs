@@ -251,6 +251,8 @@ impl Node {
             .current_dir(directory.path())
             .arg("--config")
             .arg(file);
+        // Where a node without a key keeps the one that it makes.
+        command.env("XDG_RUNTIME_DIR", directory.path());
         command.args(&config.args).envs(config.env.iter().cloned());
         let (name, output) = (&config.name, config.output);
         let mut process = Process::spawn_with(name, command, directory.path(), "", output);

@@ -116,6 +116,21 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// SIGQUIT: ends it at once.
+    pub fn quit(&self) {
+        self.signal(Signal::QUIT);
+    }
+
+    /// SIGHUP: has it read again what can be.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// SIGUSR1: whatever the program means by it.
+    pub fn user_signal_1(&self) {
+        self.signal(Signal::USR1);
+    }
+
     /// SIGUSR2: whatever the program means by it.
     pub fn user_signal_2(&self) {
         self.signal(Signal::USR2);

@@ -1,52 +1,120 @@
-//! Who may use the API: holders of a key; without any key, whoever sits at this machine.
+//! Who may use the API: holders of a key, each within the scopes of that key. Nothing else is a right, the address
+//! from which somebody comes least of all: a proxy on the same machine looks like a program there.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use actix_web::body::MessageBody;
+use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::Version;
-use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
-use actix_web::web;
-use subtle::ConstantTimeEq;
+use actix_web::{HttpMessage, HttpRequest, web};
+use tokio::time::Instant;
+use tracing::warn;
 
 use super::ApiError;
+use super::keys::{Holder, Keys};
+use crate::config::Scope;
+use crate::seldom::Seldom;
 use crate::unisono::Unisono;
 
-/// Headers that show that somebody stands between the client and this server.
-const FORWARDING: [&str; 6] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-    "via",
+/// The verbs of a request or a batch, with the scope that each wants.
+pub(super) const VERBS: [(&str, Scope); 6] = [
+    ("emit", Scope::Send),
+    ("publish", Scope::Send),
+    ("broadcast", Scope::Send),
+    ("join", Scope::Send),
+    ("leave", Scope::Send),
+    ("disconnect", Scope::Admin),
 ];
 
-/// Refuses with 401 whoever may not.
-pub(super) async fn check(
+/// Requests without a key that is good.
+static STRANGERS: Seldom = Seldom::new();
+
+/// Who asks for a verb: everybody who is not behind HTTP may do everything.
+#[derive(Clone)]
+pub(super) enum Asker {
+    /// An application: over NATS, or by the answer to a webhook.
+    Application,
+    /// The holder of a key.
+    Holder(Arc<Holder>),
+}
+
+impl Asker {
+    /// Refuses what its scopes do not cover, and notes acts of administrators.
+    pub(super) fn check(&self, scope: Scope, act: &str) -> Result<(), ApiError> {
+        let Self::Holder(holder) = self else {
+            return Ok(());
+        };
+        if !holder.scopes().has(scope) {
+            refused("scope");
+            holder.refused(scope);
+            return Err(ApiError::forbidden(scope));
+        }
+        if scope == Scope::Admin {
+            holder.acted(act);
+        }
+        Ok(())
+    }
+
+    /// Refuses a verb that its scopes do not cover. One that is unknown is refused later.
+    pub(super) fn check_verb(&self, verb: &str) -> Result<(), ApiError> {
+        let known = VERBS.iter().find(|(known, _)| *known == verb);
+        known.map_or(Ok(()), |(verb, scope)| self.check(*scope, verb))
+    }
+}
+
+/// Refuses whoever has no key with 401.
+pub(super) async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
     let app = request.app_data::<web::Data<Unisono>>();
-    let keys = app.map_or(&[][..], |app| &app.shared.config.api.keys);
-    let peer = request.peer_addr().map(|peer| peer.ip());
-    // Nobody but a proxy speaks HTTP/1.0 any more: nginx does, unless it is told otherwise.
-    let direct = peer.filter(|_| request.version() > Version::HTTP_10);
-    match allowed(keys, direct, request.headers()) {
-        Ok(()) => next.call(request).await,
-        Err(why) => Err(ApiError::unauthorized(why).into()),
+    let asker = match app {
+        Some(app) => asker(&app.shared.keys, request.headers()),
+        None => Err("the node is not there yet"),
+    };
+    match asker {
+        Ok(holder) => {
+            request.extensions_mut().insert(Asker::Holder(holder));
+            next.call(request).await
+        }
+        Err(why) => {
+            refused("key");
+            if let Some(requests) = STRANGERS.add(Instant::now(), 1) {
+                let peer = request.peer_addr();
+                warn!(?peer, requests, "requests without a good API key");
+            }
+            Err(ApiError::unauthorized(why).into())
+        }
     }
 }
 
-fn allowed(keys: &[String], peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), &'static str> {
-    if keys.is_empty() {
-        return if is_local(peer, headers) {
-            Ok(())
-        } else {
-            Err("without `api.keys`, only requests straight from this machine are answered")
-        };
+/// Refuses a holder without that scope with 403. Wants [`authenticate`] around it.
+pub(super) async fn authorize(
+    scope: Scope,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let act = request.path().rsplit('/').next().unwrap_or_default();
+    match of(request.request()) {
+        Some(asker) => asker.check(scope, act)?,
+        None => return Err(ApiError::unauthorized("no key").into()),
     }
+    next.call(request).await
+}
+
+/// Who asks, behind [`authenticate`].
+pub(super) fn of(request: &HttpRequest) -> Option<Asker> {
+    request.extensions().get::<Asker>().cloned()
+}
+
+/// Whether a request that needs no key comes with one that may read all the same.
+pub(super) fn may_read(unisono: &Unisono, request: &HttpRequest) -> bool {
+    let holder = asker(&unisono.shared.keys, request.headers());
+    holder.is_ok_and(|holder| holder.scopes().has(Scope::Read))
+}
+
+fn asker(keys: &Keys, headers: &HeaderMap) -> Result<Arc<Holder>, &'static str> {
     let value = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
@@ -54,108 +122,10 @@ fn allowed(keys: &[String], peer: Option<IpAddr>, headers: &HeaderMap) -> Result
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
-    let Some(given) = given else {
-        return Err("`Authorization: Bearer <api key>` is missing");
-    };
-    // Each key is compared, in the same time whatever differs.
-    let equal = |key: &String| key.as_bytes().ct_eq(given.as_bytes());
-    let found = keys
-        .iter()
-        .map(equal)
-        .fold(0, |found, equal| found | equal.unwrap_u8());
-    if found == 1 {
-        Ok(())
-    } else {
-        Err("no such key")
-    }
+    let given = given.ok_or("`Authorization: Bearer <api key>` is missing")?;
+    keys.find(given).ok_or("no such key")
 }
 
-/// A proxy on this machine has a loopback address too, and so has a browser here that a foreign page
-/// misleads; neither looks like somebody who asks directly.
-fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
-    let loopback = peer.is_some_and(|peer| peer.to_canonical().is_loopback());
-    let forwarded = FORWARDING
-        .iter()
-        .any(|name| headers.contains_key(HeaderName::from_static(name)));
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text(HOST);
-    let own_page = text(ORIGIN)
-        .is_none_or(|origin| origin.split_once("://").map(|(_, origin)| origin) == host);
-    loopback && !forwarded && own_page && host.is_some_and(is_loopback_host)
-}
-
-fn is_loopback_host(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost")
-        || address
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use actix_web::http::header::HeaderValue;
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            let value = HeaderValue::from_str(value).unwrap();
-            headers.insert(HeaderName::from_static(name), value);
-        }
-        headers
-    }
-
-    #[test]
-    fn without_keys_only_this_machine_may() {
-        let here: Option<IpAddr> = Some("127.0.0.1".parse().unwrap());
-        let there: Option<IpAddr> = Some("10.0.0.1".parse().unwrap());
-        let may = |peer, pairs: &[_]| allowed(&[], peer, &headers(pairs)).is_ok();
-        for host in [
-            "localhost",
-            "localhost:8080",
-            "127.0.0.1:8080",
-            "[::1]:8080",
-            "[::1]",
-        ] {
-            assert!(may(here, &[("host", host)]), "{host}");
-        }
-        for host in [
-            "example.com",
-            "localhost.example.com",
-            "127.0.0.1.example.com:80",
-            "",
-        ] {
-            assert!(!may(here, &[("host", host)]), "{host}");
-        }
-        assert!(!may(there, &[("host", "localhost")]));
-        assert!(!may(None, &[("host", "localhost")]));
-        assert!(!may(here, &[]));
-        for name in FORWARDING {
-            assert!(!may(here, &[("host", "localhost"), (name, "x")]), "{name}");
-        }
-        let evil = ("origin", "http://evil.example");
-        assert!(!may(here, &[("host", "localhost:1"), evil]));
-        assert!(may(
-            here,
-            &[("host", "localhost:1"), ("origin", "http://localhost:1")]
-        ));
-    }
-
-    #[test]
-    fn with_keys_only_their_holders_may() {
-        let keys = ["first-key".to_owned(), "second-key".to_owned()];
-        let here: Option<IpAddr> = Some("127.0.0.1".parse().unwrap());
-        let may = |pairs: &[_]| allowed(&keys, here, &headers(pairs)).is_ok();
-        assert!(may(&[("authorization", "Bearer first-key")]));
-        assert!(may(&[("authorization", "bearer second-key")]));
-        assert!(!may(&[("authorization", "Bearer third-key")]));
-        assert!(!may(&[("authorization", "Bearer first-ke")]));
-        assert!(!may(&[("authorization", "Basic first-key")]));
-        assert!(!may(&[("host", "localhost")]));
-    }
+fn refused(why: &'static str) {
+    metrics::counter!("unisono_api_refused_total", "why" => why).increment(1);
 }

@@ -16,6 +16,7 @@ use super::{Denied, Grant, Names};
 use crate::config;
 use crate::fetch;
 use crate::handshake::Handshake;
+use crate::reload::Current;
 use crate::seldom::Seldom;
 use crate::signature::Signer;
 
@@ -44,7 +45,7 @@ pub(super) struct Hook {
     client: Client,
     url: String,
     timeout: Duration,
-    signer: Signer,
+    signer: Current<Signer>,
     outside: Handle,
     requests: Arc<Semaphore>,
     complaints: Seldom,
@@ -53,19 +54,17 @@ pub(super) struct Hook {
 // === impl Hook ===
 
 impl Hook {
-    /// Reads the secret.
+    /// Asks the application, with requests that are signed.
     pub fn start(
         config: &config::Auth,
-        hooks: &config::Hooks,
+        signer: Option<Current<Signer>>,
         outside: &Handle,
     ) -> anyhow::Result<Self> {
-        let secret = hooks.secret.or_file(&hooks.secret_file)?;
-        let secret = secret.context("auth.hook_url needs hooks.secret or hooks.secret_file")?;
         Ok(Self {
             client: fetch::client(&config.hook_url).context("auth.hook_url")?,
             url: config.hook_url.clone(),
             timeout: config.hook_timeout,
-            signer: Signer::new(&secret).context("hooks.secret")?,
+            signer: signer.context("auth.hook_url needs hooks.secret or hooks.secret_file")?,
             outside: outside.clone(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             complaints: Seldom::default(),
@@ -105,7 +104,7 @@ impl Hook {
         let body = question(handshake).to_string().into_bytes();
         let id = format!("msg_{:032x}", rand::random::<u128>());
         let mut request = self.client.post(&self.url);
-        for (name, value) in self.signer.headers(&id, now, &body) {
+        for (name, value) in self.signer.get().headers(&id, now, &body) {
             request = request.header(name, value);
         }
         request
@@ -221,7 +220,7 @@ mod tests {
         config.auth.hook_url = server.url.clone();
         config.auth.hook_timeout = timeout;
         config.hooks.secret.0 = SECRET.to_owned();
-        let auth = Auth::start(&config.auth, &config.hooks, &Handle::current()).unwrap();
+        let auth = sample::auth(&config).unwrap();
         (auth, server)
     }
 

@@ -1,7 +1,6 @@
 //! The keys of tokens: each good for one algorithm, which it knows and the token does not decide. From the
 //! configuration, a file, or a key server that is asked again and again.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::fetch;
-use crate::textfile;
 use crate::vital::Vital;
 
 /// Fewest bytes of a secret: as many as HS256 has in its answer.
@@ -191,14 +189,11 @@ fn rsa_bits(key: &DecodingKey) -> anyhow::Result<usize> {
     Ok((modulus.len() - zeros) * 8 - unused as usize)
 }
 
-/// The keys of a file.
-pub(super) fn read_set(path: &Path) -> anyhow::Result<Vec<Key>> {
-    let read = || {
-        let keys = parse_set(&textfile::read_bytes(path)?)?;
-        ensure!(!keys.is_empty(), "no key in it can be used");
-        Ok(keys)
-    };
-    read().with_context(|| format!("cannot take keys from {}", path.display()))
+/// The keys of a set, at least one.
+pub(super) fn usable_set(set: &[u8]) -> anyhow::Result<Vec<Key>> {
+    let keys = parse_set(set)?;
+    ensure!(!keys.is_empty(), "no key in it can be used");
+    Ok(keys)
 }
 
 /// The keys of a set at a URL. What is published there others can read, so no secret is taken from it: whoever
@@ -506,9 +501,6 @@ mod tests {
         }
         let error = Key::secret("short").unwrap_err().to_string();
         assert_eq!(error, "a secret has at least 32 bytes");
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys.json");
-        assert!(read_set(&path).is_err(), "no file");
         for (text, fine) in [
             ("hello", false),
             ("[]", false),
@@ -516,8 +508,7 @@ mod tests {
             (r#"{"keys": [{"kty": "new"}]}"#, false),
             (std::str::from_utf8(&set("a")).unwrap(), true),
         ] {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(read_set(&path).is_ok(), fine, "{text}");
+            assert_eq!(usable_set(text.as_bytes()).is_ok(), fine, "{text}");
         }
     }
 

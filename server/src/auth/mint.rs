@@ -146,7 +146,7 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Auth, Grant, sample};
+    use crate::auth::{Grant, sample};
     use crate::config::AuthMode;
     use clap::Parser;
 
@@ -168,8 +168,7 @@ mod tests {
     }
 
     async fn granted(config: &config::Config, token: &str) -> Grant {
-        let outside = tokio::runtime::Handle::current();
-        let auth = Auth::start(&config.auth, &config.hooks, &outside).unwrap();
+        let auth = sample::auth(config).unwrap();
         auth.refresh(token).await.unwrap()
     }
 

@@ -7,9 +7,13 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proto::RoomName;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
+use super::Auth;
 use crate::config::{Config, Sources};
 use crate::handshake::Handshake;
+use crate::reload::Reload;
+use crate::signature::Signer;
 
 pub const SECRET: &str = "a secret of at least thirty-two bytes";
 // Made with `openssl genpkey` for these tests; they open nothing.
@@ -31,6 +35,14 @@ pub fn path(name: &str) -> PathBuf {
 /// The defaults.
 pub fn config() -> Config {
     Sources::default().load().unwrap().config
+}
+
+/// What that configuration makes of clients.
+pub fn auth(config: &Config) -> anyhow::Result<Auth> {
+    let outside = Handle::current();
+    let reload = Reload::new(config.files.reload_interval, &outside);
+    let signer = Signer::follow(&config.hooks, &reload)?;
+    Auth::start(&config.auth, signer.as_ref(), &reload, &outside)
 }
 
 /// A client's first request, from 192.0.2.7.

@@ -1,5 +1,6 @@
 //! JSON Web Tokens: whether one is good, and what it grants.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -14,7 +15,7 @@ use tokio::runtime::Handle;
 use super::keys::{self, Key, Remote};
 use super::{Denied, Grant, Names};
 use crate::config;
-use crate::textfile;
+use crate::reload::{Followed, Parse, Reload};
 
 /// Longest token; it comes before anybody has shown who it is.
 pub(super) const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -26,7 +27,7 @@ const OTHER_ALGORITHM: &str = "the algorithm of the token is not that of the key
 
 /// Verifies tokens.
 pub(super) struct Verifier {
-    keys: Vec<Key>,
+    keys: Followed<Vec<Key>>,
     remote: Option<Remote>,
     audience: Vec<String>,
     issuer: Vec<String>,
@@ -66,23 +67,10 @@ enum Verdict {
 // === impl Verifier ===
 
 impl Verifier {
-    /// Reads the keys.
-    pub fn start(config: &config::Auth, outside: &Handle) -> anyhow::Result<Self> {
-        let mut keys = Vec::new();
-        if let Some(secret) = config.secret.or_file(&config.secret_file)? {
-            keys.push(Key::secret(&secret).context("auth.secret")?);
-        }
-        let path = &config.public_key_file;
-        if !path.as_os_str().is_empty() {
-            let read = || {
-                let algorithm = config.algorithm.parse().context("auth.algorithm");
-                Key::pem(&textfile::read(path)?, algorithm?)
-            };
-            keys.push(read().with_context(|| format!("cannot take {}", path.display()))?);
-        }
-        if !config.jwks_file.as_os_str().is_empty() {
-            keys.extend(keys::read_set(&config.jwks_file)?);
-        }
+    /// Reads the keys, and their files again when they change.
+    pub fn start(config: &config::Auth, reload: &Reload, outside: &Handle) -> anyhow::Result<Self> {
+        let (files, parse) = source(config);
+        let keys = reload.follow("auth", files, parse)?;
         let url = &config.jwks_url;
         let remote = match url.is_empty() {
             true => None,
@@ -90,14 +78,16 @@ impl Verifier {
                 Some(Remote::start(url, config.jwks_refresh, outside).context("auth.jwks_url")?)
             }
         };
-        ensure!(
-            !keys.is_empty() || remote.is_some(),
-            "tokens need a key, and none is configured"
-        );
         Ok(Self::new(keys, remote, config))
     }
 
-    fn new(keys: Vec<Key>, remote: Option<Remote>, config: &config::Auth) -> Self {
+    /// Takes the keys of that configuration from now on.
+    pub fn change(&self, config: &config::Auth) -> anyhow::Result<()> {
+        let (files, parse) = source(config);
+        self.keys.change(files, parse)
+    }
+
+    fn new(keys: Followed<Vec<Key>>, remote: Option<Remote>, config: &config::Auth) -> Self {
         Self {
             keys,
             remote,
@@ -122,7 +112,8 @@ impl Verifier {
     }
 
     async fn check_signature(&self, token: &Token<'_>) -> Result<(), Denied> {
-        let verdict = token.judge(&self.keys);
+        let own = self.keys.get();
+        let verdict = token.judge(&*own);
         let Some(remote) = &self.remote else {
             return verdict.result();
         };
@@ -131,7 +122,7 @@ impl Verifier {
         }
         // A key that the token names and nobody knows may be a new one.
         let named = |keys: &[Key]| match &token.key_id {
-            Some(id) => self.keys.iter().chain(keys).any(|key| key.is_named(id)),
+            Some(id) => own.iter().chain(keys).any(|key| key.is_named(id)),
             None => true,
         };
         let mut keys = remote.keys();
@@ -144,7 +135,7 @@ impl Verifier {
             let why = "the keys of tokens are not there yet";
             return Err(Denied::Unavailable(why.to_owned()));
         };
-        token.judge(self.keys.iter().chain(&*keys)).result()
+        token.judge(own.iter().chain(&*keys)).result()
     }
 
     /// What the claims of a verified token grant.
@@ -183,6 +174,49 @@ impl Verifier {
             ..Grant::read(claims, &self.names)?
         })
     }
+}
+
+/// The files of keys, and the way to make all keys of what is in them.
+fn source(config: &config::Auth) -> (Vec<PathBuf>, Parse<Vec<Key>>) {
+    let config = config.clone();
+    let paths = [
+        &config.secret_file,
+        &config.public_key_file,
+        &config.jwks_file,
+    ];
+    let files = config::files(paths);
+    let parse = move |contents: &[Vec<u8>]| {
+        let mut contents = contents.iter();
+        let mut content = |path: &PathBuf| match path.as_os_str().is_empty() {
+            true => None,
+            false => contents.next().map(Vec::as_slice),
+        };
+        let mut keys = Vec::new();
+        let secret = config.secret.or_content(content(&config.secret_file));
+        if let Some(secret) = secret.context("auth.secret")? {
+            keys.push(Key::secret(&secret).context("auth.secret")?);
+        }
+        let path = &config.public_key_file;
+        if let Some(pem) = content(path) {
+            let read = || {
+                let algorithm = config.algorithm.parse().context("auth.algorithm");
+                Key::pem(std::str::from_utf8(pem)?, algorithm?)
+            };
+            keys.push(read().with_context(|| format!("cannot take {}", path.display()))?);
+        }
+        let path = &config.jwks_file;
+        if let Some(set) = content(path) {
+            let set = keys::usable_set(set);
+            let cannot = || format!("cannot take keys from {}", path.display());
+            keys.extend(set.with_context(cannot)?);
+        }
+        ensure!(
+            !keys.is_empty() || !config.jwks_url.is_empty(),
+            "tokens need a key, and none is configured"
+        );
+        Ok(keys)
+    };
+    (files, Box::new(parse))
 }
 
 /// A point in time that stays far from the end of time. Fractions of a second, which RFC 7519 allows and Laravel
@@ -304,8 +338,14 @@ mod tests {
         encode(&header, &json!({ "exp": NOW + 60 }), key).unwrap()
     }
 
+    fn start(config: &config::Auth) -> anyhow::Result<Verifier> {
+        let outside = Handle::current();
+        let reload = Reload::new(sample::config().files.reload_interval, &outside);
+        Verifier::start(config, &reload, &outside)
+    }
+
     fn verifier(keys: Vec<Key>) -> Verifier {
-        Verifier::new(keys, None, &sample::config().auth)
+        Verifier::new(Followed::fixed(keys), None, &sample::config().auth)
     }
 
     fn by_secret() -> Verifier {
@@ -334,7 +374,11 @@ mod tests {
     async fn claims_say_who_may_what() {
         let config = &mut sample::config().auth;
         config.rooms_claim = "r".to_owned();
-        let verifier = Verifier::new(vec![Key::secret(sample::SECRET).unwrap()], None, config);
+        let verifier = Verifier::new(
+            Followed::fixed(vec![Key::secret(sample::SECRET).unwrap()]),
+            None,
+            config,
+        );
         let claims = json!({ "sub": "ann", "r": ["/chat/{id}", "/all"], "rights": ["publish"] });
         assert_eq!(
             claimed(&verifier, claims).await.unwrap(),
@@ -436,7 +480,11 @@ mod tests {
         let config = &mut sample::config().auth;
         config.audience = vec!["a".to_owned(), "b".to_owned()];
         config.issuer = vec!["i".to_owned(), "j".to_owned()];
-        let verifier = Verifier::new(vec![Key::secret(sample::SECRET).unwrap()], None, config);
+        let verifier = Verifier::new(
+            Followed::fixed(vec![Key::secret(sample::SECRET).unwrap()]),
+            None,
+            config,
+        );
         let other = Some("the token is for another audience");
         for (claims, expected) in [
             (json!({ "aud": "a", "iss": "j" }), None),
@@ -601,7 +649,7 @@ mod tests {
         let mut server = canned::serve(&[set("a"), set("b")]).await;
         let config = &mut sample::config().auth;
         config.jwks_url = server.url.clone();
-        let verifier = Verifier::start(config, &Handle::current()).unwrap();
+        let verifier = start(config).unwrap();
         let ec = EncodingKey::from_ec_pem(sample::P256.as_bytes()).unwrap();
         let verify = async |kid| {
             let token = signed(Algorithm::ES256, Some(kid), &ec);
@@ -624,7 +672,7 @@ mod tests {
         let config = &mut sample::config().auth;
         config.jwks_url = server.url.clone();
         config.secret.0 = sample::SECRET.to_owned();
-        let verifier = Verifier::start(config, &Handle::current()).unwrap();
+        let verifier = start(config).unwrap();
         let ec = EncodingKey::from_ec_pem(sample::P256.as_bytes()).unwrap();
         for kid in [None, Some("a")] {
             let token = signed(Algorithm::ES256, kid, &ec);

@@ -1,6 +1,7 @@
 //! The way to a running cluster: the HTTP API of any of its nodes.
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use clap::Args;
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
-use url::Url;
+use url::{Host, Url};
 
 use super::outcome::Failure;
 use crate::fetch;
+use crate::key_file;
 use crate::textfile;
 
 /// Where a node is, and how to speak to it.
@@ -42,7 +44,8 @@ pub struct Connections {
 /// How to speak to a node, wherever it is.
 #[derive(Args, Clone)]
 pub struct Access {
-    /// An API key, one of `api.keys`; in the variable, other users of the machine do not see it
+    /// An API key, one of `api.keys`; in the variable, other users of the machine do not see it. Not needed for a node of
+    /// this user on this machine that has made a key for itself
     #[arg(long, env = "UNISONO_KEY", hide_env_values = true)]
     key: Option<String>,
     /// A PEM file of authorities to trust, in place of those of the system
@@ -97,6 +100,16 @@ pub fn url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// Whether that is this machine.
+fn is_here(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
 impl Connections {
     /// The APIs of those nodes, in their order.
     pub fn apis(&self) -> Result<Vec<Api>, Failure> {
@@ -115,6 +128,10 @@ impl Api {
     pub fn at_url(url: Url, mut access: Access) -> Result<Self, Failure> {
         // A variable that is set to nothing.
         access.key = access.key.filter(|key| !key.is_empty());
+        let found = || key_file::find(url.port_or_known_default()?);
+        if access.key.is_none() && is_here(&url) {
+            access.key = found();
+        }
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut http = fetch::builder(url.as_str());
         if let Some(file) = &access.ca {
@@ -270,7 +287,10 @@ impl Api {
             return Failure::Failed(message);
         }
         let advice = match &self.access.key {
-            None => "Give an API key with --key or UNISONO_KEY: one of `api.keys` of the node.",
+            None => {
+                "Give an API key with --key or UNISONO_KEY: one of `api.keys` of the node. The key that a node makes for \
+                 itself is found by its own user on its own machine, by the port of --url."
+            }
             Some(_) => "The key of --key or UNISONO_KEY has to be one of `api.keys` of the node.",
         };
         Failure::Failed(format!("{message}\n{advice}"))
@@ -304,6 +324,27 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_looked_for_only_where_a_node_of_this_machine_is_asked() {
+        let here = |text| is_here(&url(text).expect("a URL"));
+        for text in [
+            "localhost:1",
+            "127.0.0.1:81",
+            "https://127.9.9.9",
+            "http://[::1]:8080",
+        ] {
+            assert!(here(text), "{text}");
+        }
+        for text in [
+            "localhost.example.com",
+            "10.0.0.7:8080",
+            "http://[::2]",
+            "http://127.0.0.1.example.com",
+        ] {
+            assert!(!here(text), "{text}");
+        }
+    }
 
     #[test]
     fn an_address_will_do_for_a_url() {

@@ -27,8 +27,12 @@ impl Health {
         if api.json() {
             print::line(&health.to_string())?;
         } else if well {
-            let (node, bus) = (text(&health["node"]), text(&health["bus"]));
-            print::line(&format!("ok: node {node}, bus {bus}"))?;
+            let bus = text(&health["bus"]);
+            // Who has no key is not told.
+            print::line(&match health["node"].as_str() {
+                Some(node) => format!("ok: node {node}, bus {bus}"),
+                None => format!("ok: bus {bus}"),
+            })?;
         } else {
             let why = text(&health["status"]);
             print::note(&format!("not ready: {why} ({})", status.as_u16()));

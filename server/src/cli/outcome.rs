@@ -10,6 +10,8 @@ pub enum Done {
     All,
     /// Not everything: who asked was told what.
     Partly,
+    /// A node that was told by SIGQUIT to end at once.
+    Quit,
 }
 
 /// Why a command was not carried out.
@@ -29,11 +31,15 @@ pub type Outcome = Result<Done, Failure>;
 /// `EX_USAGE` of `sysexits.h`: wrong use, a configuration that cannot be.
 pub const EXIT_USAGE: u8 = 64;
 
+/// 128 and the number of SIGQUIT, as a shell says it of a process that a signal has ended.
+pub const EXIT_QUIT: u8 = 131;
+
 /// Says what went wrong, and with which status to end.
 pub fn exit(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(Done::All) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,
         Ok(Done::Partly) => ExitCode::FAILURE,
+        Ok(Done::Quit) => ExitCode::from(EXIT_QUIT),
         Err(Failure::Failed(why)) => {
             super::print::note(&why);
             ExitCode::FAILURE

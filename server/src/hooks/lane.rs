@@ -17,6 +17,7 @@ use super::answer::{Answers, Nonsense};
 use super::{Actions, HookAnswer, Waiting, count_events};
 use crate::config;
 use crate::fetch;
+use crate::reload::Current;
 use crate::seldom::Seldom;
 use crate::signature::Signer;
 use crate::vital::Vital;
@@ -35,7 +36,7 @@ pub struct Lane {
 pub struct Application {
     url: Url,
     client: Client,
-    signer: Signer,
+    signer: Current<Signer>,
     config: config::Hooks,
     act: Act,
     troubles: Seldom,
@@ -125,14 +126,16 @@ impl Lane {
 
 impl Application {
     /// The application of the configuration.
-    pub fn new(config: &config::Hooks, act: Act) -> anyhow::Result<Self> {
+    pub fn new(
+        config: &config::Hooks,
+        signer: Option<Current<Signer>>,
+        act: Act,
+    ) -> anyhow::Result<Self> {
         let url = Url::parse(&config.url).context("url")?;
-        let secret = config.secret.or_file(&config.secret_file)?;
-        let secret = secret.context("a secret is needed")?;
         Ok(Self {
             url,
             client: fetch::client(&config.url)?,
-            signer: Signer::new(&secret).context("secret")?,
+            signer: signer.context("a secret is needed")?,
             config: config.clone(),
             act,
             troubles: Seldom::default(),
@@ -262,7 +265,7 @@ impl Application {
             .timeout(self.config.timeout)
             .header(CONTENT_TYPE, "application/json")
             .body(body.clone());
-        for (name, value) in self.signer.headers(id, SystemTime::now(), body) {
+        for (name, value) in self.signer.get().headers(id, SystemTime::now(), body) {
             request = request.header(name, value);
         }
         // The URL may hold a password.
@@ -376,12 +379,12 @@ fn retry_after(response: &Response) -> Option<Duration> {
 mod tests {
     use super::super::Places;
     use super::*;
-    use crate::hooks::tests::{config, event, event_waiting};
+    use crate::hooks::tests::{config, event, event_waiting, signer};
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     fn application(config: &config::Hooks) -> Application {
-        Application::new(config, Box::new(|_| Box::pin(async {}))).unwrap()
+        Application::new(config, signer(), Box::new(|_| Box::pin(async {}))).unwrap()
     }
 
     #[test]

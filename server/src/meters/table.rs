@@ -120,6 +120,10 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_handshakes_total", Unit::Count, "Handshakes that were accepted, or refused with that HTTP status")
         .by("outcome", &HANDSHAKES),
     counter("unisono_connections_refused_total", Unit::Count, "Connections above sockets.connections, closed before anything was read"),
+    counter("unisono_api_refused_total", Unit::Count, "Requests of the HTTP API without a good key, and with one that lacks the scope")
+        .by("why", &["key", "scope"]),
+    counter("unisono_file_reloads_total", Unit::Count, "Times that a file of API keys or secrets changed, or could not be used; after failed the old content stays")
+        .by("outcome", &["ok", "failed"]),
     counter("unisono_tls_handshakes_total", Unit::Count, "TLS handshakes, where tls.certificate_file is set; not_tls spoke something else")
         .by("outcome", &["ok", "failed", "timeout", "not_tls"]),
     counter("unisono_tls_reloads_total", Unit::Count, "Times that the certificate or its key changed, or could not be read; after failed the old one stays")
