@@ -13,12 +13,14 @@ use serde_json::value::RawValue;
 
 use crate::name::{SERVER_EVENT_PREFIX, is_reserved};
 
-/// Most levels of arrays and objects in a message, its own object counted: as many as serde_json reads. Python reads
-/// some thousand, PHP 512.
-pub const MESSAGE_LEVELS_MAX: usize = 127;
+/// Levels of arrays and objects that serde_json reads. Python reads some thousand, PHP 512.
+const READ_LEVELS: usize = 127;
 
-/// Most levels in the `data` of one. A request to the application puts three around it.
-pub const DATA_LEVELS_MAX: usize = MESSAGE_LEVELS_MAX - 3;
+/// Most levels in the `data` of a message. A request to the application puts three around it.
+pub const DATA_LEVELS_MAX: usize = READ_LEVELS - 3;
+
+/// The same of a whole message, with its own object.
+pub const MESSAGE_LEVELS_MAX: usize = DATA_LEVELS_MAX + 1;
 
 /// Digits that never make a number beyond a double, without an exponent: the largest double has 309.
 const DIGITS_SAFE: usize = 308;
@@ -257,9 +259,9 @@ mod tests {
             assert!(serde_json::from_str::<&RawValue>(&json).is_ok(), "{json}");
             assert_eq!(check_data(json.as_bytes()), expected, "{json}");
         }
-        assert_eq!(check_message(nested(127).as_bytes()), Ok(()));
-        let deeper = check_message(nested(128).as_bytes());
-        assert_eq!(deeper, Err(TooDeep(127)));
+        assert_eq!(check_message(nested(125).as_bytes()), Ok(()));
+        let deeper = check_message(nested(126).as_bytes());
+        assert_eq!(deeper, Err(TooDeep(125)));
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
         #[test]
         fn what_passes_is_what_serde_json_reads(json in json()) {
             let reads = serde_json::from_str::<Value>(&json).is_ok();
-            match check_message(json.as_bytes()) {
+            match check(json.as_bytes(), READ_LEVELS) {
                 // Stricter than serde_json, for the sake of PHP.
                 Err(Unreadable::NulName) => {}
                 checked => prop_assert_eq!(checked.is_ok(), reads, "{}: {:?}", json, checked),

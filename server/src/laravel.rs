@@ -479,8 +479,8 @@ mod tests {
             let (open, close) = ("[".repeat(levels), "]".repeat(levels));
             read(format!(r#"{{"event":"x","data":{open}{close}}}"#).as_bytes())
         };
-        assert!(deep(126).is_ok());
-        for levels in [127, 100_000] {
+        assert!(deep(124).is_ok());
+        for levels in [125, 100_000] {
             assert!(matches!(deep(levels), Err(Bad::Unreadable(_))), "{levels}");
         }
     }
