@@ -11,6 +11,7 @@ mod budget;
 mod bus;
 mod calls;
 mod connections;
+mod incoming;
 mod interest;
 mod link;
 mod membership;
@@ -19,6 +20,7 @@ mod missed;
 mod nats;
 mod node;
 mod occupancy;
+mod retractable;
 mod subject;
 
 pub use asks::AskError;

@@ -27,17 +27,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::core::Core;
+use self::core::{Core, RETRACTABLE_MAX};
 use self::reader::Reader;
 use self::writer::{Control, Data, Writer};
 use crate::asks::Asks;
 use crate::beats::Beats;
 use crate::calls::Calls;
+use crate::incoming::{Incoming, Share};
 use crate::interest::Interest;
 use crate::link::Link;
 use crate::membership::{Membership, Strangers};
 use crate::missed::Missed;
 use crate::occupancy::Occupancy;
+use crate::retractable::Retractable;
 use crate::{
     AskError, Budget, Bus, CallError, ClusterName, Gathered, LinkState, Peer, Permit, Subject,
     Subjects, Unreadable,
@@ -72,6 +74,8 @@ pub struct Config {
     pub lingering_rooms_max: usize,
     /// Messages that may wait to be sent, and events that may wait for the host.
     pub queue_messages_max: usize,
+    /// Bytes of messages that may wait between the bus and the host, over all subscriptions; more are dropped and told.
+    pub incoming_bytes_max: usize,
 }
 
 /// What a host tells of itself in heartbeats.
@@ -174,6 +178,7 @@ pub struct Cluster {
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
     asks: Asks,
+    incoming: Incoming,
 }
 
 /// The side that runs on the bus's own thread.
@@ -191,6 +196,7 @@ pub struct Node {
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
     asks: Asks,
+    incoming: Incoming,
 }
 
 enum Command {
@@ -246,7 +252,8 @@ enum Input {
     Answer(u64, NodeId, Answer),
     NoResponders(u64),
     NotSubscribed(RoomName, Responder),
-    Occupancy(NodeId, envelope::Occupancy),
+    /// Counted for as long as it waits: one may tell of a thousand rooms.
+    Occupancy(NodeId, envelope::Occupancy, Share),
     /// A node asks for all that this one holds; an older one does not say where it awaits it.
     OccupancyWanted(Option<Responder>),
 }
@@ -285,6 +292,7 @@ pub fn start(
     let payload_max = Arc::new(AtomicUsize::new(usize::MAX));
     let missed = Arc::new(Mutex::new(Missed::default()));
     let asks = Asks::default();
+    let incoming = Incoming::new(config.incoming_bytes_max);
     let subjects = Arc::new(Subjects::new(config.cluster.clone()));
     let cluster = Cluster {
         node: config.node,
@@ -297,6 +305,7 @@ pub fn start(
         payload_max: Arc::clone(&payload_max),
         missed: Arc::clone(&missed),
         asks: asks.clone(),
+        incoming: incoming.clone(),
     };
     let node = Node {
         config,
@@ -312,6 +321,7 @@ pub fn start(
         payload_max,
         missed,
         asks,
+        incoming,
     };
     (cluster, node, events_receiver)
 }
@@ -332,6 +342,11 @@ impl Cluster {
     /// How the link to the bus does.
     pub fn link(&self) -> LinkState {
         *self.link.borrow()
+    }
+
+    /// Bytes of messages that wait between the bus and the host.
+    pub fn incoming_bytes(&self) -> usize {
+        self.incoming.bytes()
     }
 
     /// Whether the bus takes a message with so many bytes of a user's choice.
@@ -630,6 +645,7 @@ impl Node {
             subjects: Arc::clone(&self.subjects),
             budget: self.budget,
             asks: self.asks,
+            incoming: self.incoming.clone(),
             events: self.events.clone(),
             serve: Rc::new(serve),
             inputs,
@@ -698,6 +714,7 @@ impl Node {
             probes: HashMap::new(),
             heartbeat_due: now,
             overflows: 0,
+            incoming: self.incoming,
             proving_link: false,
             liveness: Vec::new(),
             silent: HashSet::new(),
@@ -709,7 +726,8 @@ impl Node {
             ticked_at: now,
             left_at: None,
             unsaid: VecDeque::new(),
-            retractable: VecDeque::new(),
+            unsaid_surplus: None,
+            retractable: Retractable::new(RETRACTABLE_MAX),
             saying: VecDeque::new(),
             snapshot_wanted: Vec::new(),
             nodes: metrics::gauge!("unisono_nodes"),

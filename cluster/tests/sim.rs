@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::envelope::{Act, Answer, Held, Request, Seat, Status, Target};
 use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -82,6 +83,7 @@ impl Sim {
             room_linger: Duration::from_secs(5),
             lingering_rooms_max: 10_000,
             queue_messages_max: 1_000,
+            incoming_bytes_max: 64 << 20,
         };
         let (cluster, node, mut events) = start(config, Budget::new(1 << 20), Load::default);
         let seen = Rc::new(RefCell::new(Seen::default()));
@@ -560,6 +562,41 @@ fn all_sockets_of_a_large_node_are_said_to_be_lost_once() {
         sim.kill(1);
         sleep(2 * NODE_TIMEOUT).await;
         assert_eq!(turns(&sim).len(), 3_000);
+    });
+}
+
+/// The one that speaks says all of it, however much it is; the next one remembers a part, in case the first is dead.
+#[test]
+fn turns_that_nobody_is_left_to_say_are_counted() {
+    const ROOMS: usize = 10_500;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let counts = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let lost = || {
+        let counts = counts.render();
+        let is_lost = |line: &&str| line.starts_with("unisono_occupancy_lost_total{");
+        counts.lines().find(is_lost).map(str::to_owned)
+    };
+    story(async || {
+        let mut sim = Sim::start(3).await;
+        sleep(4 * A_WHILE).await;
+        for number in 0..ROOMS {
+            sim.cluster(2)
+                .hold(Held::Room(room(&number.to_string())), true);
+        }
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim).len(), ROOMS);
+        assert_eq!(lost(), None);
+
+        sim.kill(0);
+        for number in 0..ROOMS {
+            sim.cluster(2)
+                .hold(Held::Room(room(&number.to_string())), false);
+        }
+        sleep(2 * NODE_TIMEOUT).await;
+        assert_eq!(turns(&sim).len(), 10_000);
+        let some = "unisono_occupancy_lost_total{what=\"said\"} 500";
+        assert_eq!(lost().as_deref(), Some(some));
     });
 }
 

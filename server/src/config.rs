@@ -119,6 +119,8 @@ pub struct Cluster {
     pub lingering_rooms: usize,
     pub queue_messages: usize,
     pub subscription_messages: usize,
+    #[serde(deserialize_with = "size")]
+    pub incoming_bytes: usize,
     #[serde(deserialize_with = "duration")]
     pub ready_grace: Duration,
     #[serde(deserialize_with = "duration")]
@@ -905,6 +907,11 @@ impl Config {
             sockets.queue_bytes >= sockets.message_bytes,
             "sockets.queue_bytes",
             "at least message_bytes",
+        );
+        check(
+            (1 << 16..=1 << 30).contains(&cluster.incoming_bytes),
+            "cluster.incoming_bytes",
+            "64KiB to 1GiB",
         );
         check(
             (1 << 16..=1 << 30).contains(&sockets.inflight_bytes),

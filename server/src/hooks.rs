@@ -194,6 +194,7 @@ impl Hooks {
         };
         if let Err(mpsc::error::SendError(waiting)) = queue.sender.send(waiting) {
             // The lanes end with the process only.
+            count_events("dropped", 1);
             waiting.answer(HookAnswer::Unavailable(OVERLOADED));
             return Err(Overloaded);
         }

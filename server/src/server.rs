@@ -591,6 +591,7 @@ fn cluster_config(
         room_linger: settings.room_linger,
         lingering_rooms_max: settings.lingering_rooms,
         queue_messages_max: settings.queue_messages,
+        incoming_bytes_max: settings.incoming_bytes,
     }
 }
 

@@ -159,6 +159,10 @@ impl Shared {
             ("unisono_connections", load(&counts.connections)),
             ("unisono_rooms", load(&counts.rooms)),
             ("unisono_inflight_bytes", self.budget.taken() as f64),
+            (
+                "unisono_incoming_bytes",
+                self.cluster.incoming_bytes() as f64,
+            ),
             ("unisono_bus_connected", is(connected)),
             ("unisono_hook_events_waiting", self.events.waiting() as f64),
             // They do not change, but a second node of the process, as in tests, has others.
@@ -166,6 +170,10 @@ impl Shared {
             ("unisono_rooms_max", settings.rooms_max as f64),
             ("unisono_connections_max", settings.connections as f64),
             ("unisono_inflight_bytes_max", settings.inflight_bytes as f64),
+            (
+                "unisono_incoming_bytes_max",
+                self.config.cluster.incoming_bytes as f64,
+            ),
         ] {
             metrics::gauge!(name).set(value);
         }

@@ -19,11 +19,13 @@ use super::{
 };
 use crate::beats::Beats;
 use crate::calls::Calls;
+use crate::incoming::Incoming;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
 use crate::membership::{Membership, Strangers};
 use crate::missed::Missed;
 use crate::occupancy::{Occupancy, Snapshot, Turn};
+use crate::retractable::Retractable;
 use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects};
 
 /// Questions to the server that are remembered while it is silent; then the link is away.
@@ -37,7 +39,7 @@ const UNSAID_MAX: usize = 10_000;
 
 /// Of what was held by nodes that may come back from the dead, so much is remembered, and what the latest of them held.
 /// Half of a large cluster may be cut off at one time.
-const RETRACTABLE_MAX: usize = 200_000;
+pub(super) const RETRACTABLE_MAX: usize = 200_000;
 
 /// Rooms and sockets in one message of a snapshot: of the longest names, far below what a bus takes.
 const SNAPSHOT_HELD_MAX: usize = 1_000;
@@ -72,6 +74,7 @@ pub(super) struct Core<B> {
     pub(super) probes: HashMap<u64, Option<NodeId>>,
     pub(super) heartbeat_due: Instant,
     pub(super) overflows: u64,
+    pub(super) incoming: Incoming,
     /// From the return of the link to its proof, sockets are not told of the gap yet: it still grows.
     pub(super) proving_link: bool,
     /// Numbers of the signs of life that the server was asked for, since the last that it gave.
@@ -84,8 +87,10 @@ pub(super) struct Core<B> {
     pub(super) settled_at: Option<Instant>,
     /// What the node that speaks should have said.
     pub(super) unsaid: VecDeque<(Instant, Turn)>,
+    /// For how many of these there was no room, and when there was none for the last of them.
+    pub(super) unsaid_surplus: Option<(Instant, u64)>,
     /// What this node said has ended, because its node seemed to be dead.
-    pub(super) retractable: VecDeque<(NodeId, HashSet<Held>)>,
+    pub(super) retractable: Retractable,
     /// What is about to be said of sockets of nodes that are gone.
     pub(super) saying: VecDeque<Turn>,
     /// Peers of which another node has said meanwhile what was new.
@@ -281,7 +286,11 @@ impl<B: Bus> Core<B> {
             what: What::Body(Box::new(Body::Occupancy(occupancy)), None),
         };
         let there = self.link.state() == LinkState::Connected && !self.config.alone;
-        there && self.data.try_send(parcel).is_ok()
+        let told = there && self.data.try_send(parcel).is_ok();
+        if there && !told {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
+        }
+        told
     }
 
     /// Tells those who asked. To tell all the others, too, would cost each of them as much as it costs whoever is new to
@@ -359,7 +368,10 @@ impl<B: Bus> Core<B> {
         self.unsaid
             .extend(turns.into_iter().map(|turn| (now, turn)));
         let surplus = self.unsaid.len().saturating_sub(UNSAID_MAX);
-        self.unsaid.drain(..surplus);
+        if let Some((at, _)) = self.unsaid.drain(..surplus).next_back() {
+            let (_, before) = self.unsaid_surplus.unwrap_or((at, 0));
+            self.unsaid_surplus = Some((at, before + surplus as u64));
+        }
     }
 
     async fn say(&mut self, turn: Turn) {
@@ -411,17 +423,9 @@ impl<B: Bus> Core<B> {
         }
         if self.speaks(Instant::now()) {
             let held = turns.iter().map(|turn| turn.held().clone());
-            match self.retractable.iter_mut().find(|(node, _)| *node == peer) {
-                Some((_, ended)) => ended.extend(held),
-                None => self.retractable.push_back((peer, held.collect())),
-            }
-            let sizes = self.retractable.iter().map(|(_, ended)| ended.len());
-            let mut size: usize = sizes.sum();
-            while size > RETRACTABLE_MAX && self.retractable.len() > 1 {
-                size -= self
-                    .retractable
-                    .pop_front()
-                    .map_or(0, |(_, ended)| ended.len());
+            for (node, held) in self.retractable.ended(peer, held) {
+                count_lost("taken_back", held as u64);
+                warn!(%node, held, "too much has ended with dead nodes: if this one comes back, its sockets are not given back");
             }
         }
         self.turn(peer, turns).await;
@@ -432,26 +436,14 @@ impl<B: Bus> Core<B> {
     async fn retract(&mut self, peer: NodeId, turns: Vec<Turn>) -> Vec<Turn> {
         let (mut back, others): (Vec<_>, Vec<_>) = turns
             .into_iter()
-            .partition(|turn| matches!(turn, Turn::Begun(held) if self.take_retractable(held)));
-        // Its sockets it has told of. A room may be back with another node than the one that was the last to be lost.
-        self.retractable.retain_mut(|(node, ended)| {
-            if *node == peer {
-                ended.retain(|held| matches!(held, Held::Room(_)));
-            }
-            !ended.is_empty()
-        });
+            .partition(|turn| matches!(turn, Turn::Begun(held) if self.retractable.take(held)));
+        self.retractable.sockets_told(peer);
         // A socket is there before it is a member.
         back.sort_by_key(|turn| matches!(turn.held(), Held::Member(_)));
         for turn in back {
             self.say(turn).await;
         }
         others
-    }
-
-    /// Whether this node has said that it has ended, and not yet that it has not.
-    fn take_retractable(&mut self, held: &Held) -> bool {
-        let mut all = self.retractable.iter_mut();
-        all.any(|(_, ended)| ended.remove(held))
     }
 
     async fn on_input(&mut self, input: Input) {
@@ -485,6 +477,7 @@ impl<B: Bus> Core<B> {
                     // It lives, and has said what there was to say a while ago.
                     let said = now - SAID_AFTER;
                     self.unsaid.retain(|(at, _)| *at > said);
+                    self.unsaid_surplus.take_if(|(at, _)| *at <= said);
                 }
                 if latest == self.occupancy.version(peer) {
                     self.spoken_for.remove(&peer);
@@ -500,7 +493,7 @@ impl<B: Bus> Core<B> {
                     warn!(%node, version, ?reads, "a node is up that speaks a version this one does not read: they do not hear each other");
                 }
             }
-            Input::Occupancy(peer, occupancy) => {
+            Input::Occupancy(peer, occupancy, _share) => {
                 let whole = is_whole(&occupancy);
                 let mut turns = self.on_occupancy(peer, occupancy);
                 if whole {
@@ -512,7 +505,7 @@ impl<B: Bus> Core<B> {
                 turns.retain(|turn| !turn.is_of_a_socket());
                 for turn in &turns {
                     // Anew: whoever speaks says so.
-                    self.take_retractable(turn.held());
+                    self.retractable.take(turn.held());
                 }
                 self.turn(peer, turns).await;
             }
@@ -640,9 +633,11 @@ impl<B: Bus> Core<B> {
         if !self.proving_link {
             self.show_link();
         }
-        if status.overflows != self.overflows {
-            self.overflows = status.overflows;
-            metrics::counter!("unisono_bus_overflows_total").absolute(status.overflows);
+        // What the client of the bus had no room for, and what this node had none for.
+        let overflows = status.overflows + self.incoming.overflows();
+        if overflows != self.overflows {
+            self.overflows = overflows;
+            metrics::counter!("unisono_bus_overflows_total").absolute(overflows);
             self.gap(None, "overload").await;
         }
         if self.heartbeat_due <= now {
@@ -670,6 +665,13 @@ impl<B: Bus> Core<B> {
             self.tell_missed();
         }
         if self.speaks(now) {
+            if let Some((_, lost)) = self.unsaid_surplus.take() {
+                count_lost("said", lost);
+                warn!(
+                    lost,
+                    "the application may not have been told what became of rooms and sockets: the node that should have said so is gone, and too much waited"
+                );
+            }
             for (_, turn) in std::mem::take(&mut self.unsaid) {
                 self.say(turn).await;
             }
@@ -754,11 +756,14 @@ impl<B: Bus> Core<B> {
 
     fn urgent(&self, subject: Subject, reply: Option<Subject>, what: What) {
         // A writer that is stuck for so long has no use for more heartbeats.
-        let _ = self.urgent.try_send(Parcel {
+        let parcel = Parcel {
             subject,
             reply,
             what,
-        });
+        };
+        if self.urgent.try_send(parcel).is_err() {
+            metrics::counter!("unisono_bus_dropped_total").increment(1);
+        }
     }
 
     /// Other nodes' sockets may have missed what this node could not send.
@@ -843,6 +848,11 @@ impl<B: Bus> Core<B> {
     async fn emit(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// Something of which the application should have been told, and may not be.
+fn count_lost(what: &'static str, lost: u64) {
+    metrics::counter!("unisono_occupancy_lost_total", "what" => what).increment(lost);
 }
 
 /// Of one that was missed it is in the log already that it is down.

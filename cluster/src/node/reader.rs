@@ -1,8 +1,10 @@
 //! What comes in.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::SelectAll;
@@ -17,15 +19,18 @@ use tracing::{debug, warn};
 use super::{Call, Event, Input, Parcel, Responder, Traffic};
 use crate::asks::Asks;
 use crate::connections::Connections;
+use crate::incoming::{Class, Incoming, ReadAhead};
 use crate::{AskError, Budget, Bus, Message, Subject, Subjects};
 
-/// Reads one subscription, or those of all rooms. Waits when the host is busy: the wait holds back what it reads only.
+/// Reads one subscription, or those of all rooms. Waits when the host is busy: the wait holds back what it reads only,
+/// and what comes meanwhile counts as [`Incoming`].
 #[derive(Clone)]
 pub(super) struct Reader {
     pub(super) node: NodeId,
     pub(super) subjects: Arc<Subjects>,
     pub(super) budget: Budget,
     pub(super) asks: Asks,
+    pub(super) incoming: Incoming,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) serve: Rc<dyn Fn(Call)>,
     pub(super) inputs: mpsc::Sender<Input>,
@@ -55,19 +60,48 @@ enum Unread {
     Dropped,
 }
 
-impl Reader {
-    pub(super) async fn run(
-        self,
-        mut subscription: impl StreamExt<Item = Message> + Unpin,
-        kind: Kind,
-    ) {
-        while let Some(message) = subscription.next().await {
-            self.traffic.count(&message.payload);
-            match kind {
-                Kind::Inbox => self.on_inbox(message).await,
-                Kind::Heartbeats => self.on_heartbeat(message).await,
-                Kind::Publications => self.on_publication(message).await,
+/// The subscriptions of rooms. Those that are added are read from then on, also while a message is acted upon.
+struct Rooms<S> {
+    added: mpsc::UnboundedReceiver<S>,
+    rooms: SelectAll<S>,
+}
+
+impl<S: Stream<Item = Message> + Unpin> Stream for Rooms<S> {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        loop {
+            match self.added.poll_recv(cx) {
+                Poll::Ready(Some(room)) => self.rooms.push(room),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => break,
             }
+        }
+        match self.rooms.poll_next_unpin(cx) {
+            // There is no room, for now.
+            Poll::Ready(None) => Poll::Pending,
+            next => next,
+        }
+    }
+}
+
+impl Reader {
+    pub(super) async fn run(self, subscription: impl Stream<Item = Message> + Unpin, kind: Kind) {
+        let class = match kind {
+            Kind::Inbox | Kind::Heartbeats => Class::Control,
+            Kind::Publications => Class::Data,
+        };
+        let mut messages = ReadAhead::new(subscription, self.incoming.clone(), class);
+        while let Some(message) = messages.next().await {
+            self.traffic.count(&message.payload);
+            let acting = async {
+                match kind {
+                    Kind::Inbox => self.on_inbox(message).await,
+                    Kind::Heartbeats => self.on_heartbeat(message).await,
+                    Kind::Publications => self.on_publication(message).await,
+                }
+            };
+            messages.during(acting).await;
         }
     }
 
@@ -76,16 +110,17 @@ impl Reader {
     pub(super) async fn serve<B: Bus>(
         self,
         bus: Rc<B>,
-        mut requests: B::Subscription,
+        requests: B::Subscription,
         mut end: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let mut ended = None;
+        let mut requests = ReadAhead::new(requests, self.incoming.clone(), Class::Data);
         loop {
             tokio::select! {
                 biased;
                 end = &mut end, if ended.is_none() => match end {
                     Ok(told) => {
-                        bus.drain(&mut requests).await;
+                        bus.drain(requests.subscription()).await;
                         ended = Some(told);
                     }
                     Err(_) => return,
@@ -93,7 +128,7 @@ impl Reader {
                 message = requests.next() => match message {
                     Some(message) => {
                         self.traffic.count(&message.payload);
-                        self.on_api(message).await;
+                        requests.during(self.on_api(message)).await;
                     }
                     None => break,
                 },
@@ -109,22 +144,13 @@ impl Reader {
     /// keep the others waiting in any case: they would be behind it in the queue for that.
     pub(super) async fn run_rooms(
         self,
-        mut added: mpsc::UnboundedReceiver<impl Stream<Item = Message> + Unpin>,
+        added: mpsc::UnboundedReceiver<impl Stream<Item = Message> + Unpin>,
     ) {
-        let mut rooms = SelectAll::new();
-        loop {
-            let message = tokio::select! {
-                biased;
-                room = added.recv() => {
-                    let Some(room) = room else { return };
-                    rooms.push(room);
-                    continue;
-                }
-                Some(message) = rooms.next() => message,
-            };
-            self.traffic.count(&message.payload);
-            self.on_publication(message).await;
-        }
+        let rooms = Rooms {
+            added,
+            rooms: SelectAll::new(),
+        };
+        self.run(rooms, Kind::Publications).await;
     }
 
     async fn on_inbox(&self, message: Message) {
@@ -143,6 +169,7 @@ impl Reader {
             return;
         }
         let responder = self.responder(&message);
+        let bytes = message.payload.len();
         let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
         };
@@ -165,7 +192,8 @@ impl Reader {
                 self.input(Input::OccupancyWanted(responder)).await;
             }
             (Body::Occupancy(occupancy), Some(_), _) => {
-                self.input(Input::Occupancy(origin, occupancy)).await;
+                let share = self.incoming.share(bytes);
+                self.input(Input::Occupancy(origin, occupancy, share)).await;
             }
             (Body::Request(Request::NotSubscribed(room)), _, Some(responder)) => {
                 self.input(Input::NotSubscribed(room, responder)).await;
@@ -182,8 +210,13 @@ impl Reader {
                                 let dropped = ids.iter().map(|id| (*id, Status::Dropped));
                                 return responder.respond(Answer::Statuses(dropped.collect()));
                             }
-                            // Without an answer, this node is among the missing.
-                            (None, Target::Room(_) | Target::User(_)) => return,
+                            // Without an answer, this node is among the missing. Nobody knows here to how many
+                            // sockets it was: it counts as one.
+                            (None, Target::Room(_) | Target::User(_)) => {
+                                metrics::counter!("unisono_emits_total", "status" => "dropped")
+                                    .increment(1);
+                                return;
+                            }
                         }
                     }
                     _ => None,
@@ -217,6 +250,7 @@ impl Reader {
 
     async fn on_publication(&self, message: Message) {
         let subject = message.subject.clone();
+        let bytes = message.payload.len();
         let responder = self.responder(&message);
         let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
             return;
@@ -242,7 +276,10 @@ impl Reader {
                 let reason = "bus_outage";
                 self.event(Event::Gap { rooms, reason }).await;
             }
-            Body::Occupancy(occupancy) => self.input(Input::Occupancy(origin, occupancy)).await,
+            Body::Occupancy(occupancy) => {
+                let share = self.incoming.share(bytes);
+                self.input(Input::Occupancy(origin, occupancy, share)).await;
+            }
             Body::Unreadable(audience) => {
                 self.skip();
                 let rooms = match audience {

@@ -117,6 +117,7 @@ impl World {
             room_linger: Duration::from_secs(5),
             lingering_rooms_max: 10_000,
             queue_messages_max: 8_192,
+            incoming_bytes_max: 64 << 20,
         };
         let load = Load {
             sockets: 10_000,

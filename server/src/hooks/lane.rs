@@ -315,6 +315,7 @@ impl Application {
         let excess = actions.len().saturating_sub(ACTIONS_MAX);
         if excess > 0 {
             actions.truncate(ACTIONS_MAX);
+            metrics::counter!("unisono_actions_failed_total").increment(excess as u64);
             if let Some(ignored) = self.excesses.add(Instant::now(), excess) {
                 warn!(ignored, "too many actions in one answer; the rest ignored");
             }

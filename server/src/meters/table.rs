@@ -150,6 +150,8 @@ pub const TABLE: &[Metric] = &[
     gauge("unisono_queue_bytes", Unit::Bytes, "Bytes that wait in the queues of all sockets, as sockets.queue_bytes counts them"),
     gauge("unisono_inflight_bytes", Unit::Bytes, "Bytes of publications under way"),
     gauge("unisono_inflight_bytes_max", Unit::Bytes, "sockets.inflight_bytes"),
+    gauge("unisono_incoming_bytes", Unit::Bytes, "Bytes of messages from NATS that wait for the node, over all subscriptions"),
+    gauge("unisono_incoming_bytes_max", Unit::Bytes, "cluster.incoming_bytes"),
 
     gauge("unisono_bus_connected", Unit::Count, "1 while NATS is there and answers, or where there is to be none"),
     counter("unisono_bus_connects_total", Unit::Count, "Connections made to NATS, the first included"),
@@ -178,6 +180,8 @@ pub const TABLE: &[Metric] = &[
         .by("result", &["ok", "error"]),
     histogram("unisono_hook_request_seconds", "How long they took"),
     counter("unisono_hook_answers_refused_total", Unit::Count, "Answers of hooks.url that make no sense"),
+    counter("unisono_occupancy_lost_total", Unit::Count, "Turns of rooms, sockets and members that the application may not have been told (said), or that will not be given back if their node returns (taken_back), because too many were to be remembered")
+        .by("what", &["said", "taken_back"]),
     counter("unisono_actions_failed_total", Unit::Count, "Actions in answers of hooks.url that were not carried out"),
 
     counter("unisono_spans_total", Unit::Count, "Spans that the collector took, did not take, or that found no room in the queue")
