@@ -18,9 +18,13 @@ use crate::handshake::Handshake;
 use crate::meters;
 use crate::places::Place;
 use crate::rules::{Pattern, Rule};
+use crate::seldom::Seldom;
 use crate::shared::{Shared, Slot};
 use crate::unisono::Unisono;
 use crate::websocket::handshake::Refusal;
+
+/// Handshakes for which there was no place.
+static FULL: Seldom = Seldom::new();
 
 /// A client that is let in.
 pub struct Admitted {
@@ -87,6 +91,12 @@ async fn decide(
         return Err(Refusal::unavailable("draining", message));
     }
     let Some(slot) = slot else {
+        if let Some(handshakes) = FULL.add(Instant::now(), 1) {
+            warn!(
+                handshakes,
+                "handshakes are refused: sockets.max are there already"
+            );
+        }
         return Err(Refusal::unavailable("full", "the node is full"));
     };
     shared.auth.check_origin(&handshake)?;

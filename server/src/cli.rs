@@ -4,7 +4,6 @@ mod act;
 mod bench;
 mod connection;
 mod drain;
-mod files;
 mod health;
 mod list;
 mod outcome;
@@ -25,11 +24,12 @@ use tracing::{info, warn};
 
 use crate::app::App;
 use crate::auth::{TokenArgs, mint};
-use crate::config::{AuthMode, Config, Loaded, Sources};
+use crate::config::{AuthMode, Loaded, Sources};
+use crate::files;
 use crate::key_file::KeyFile;
 use crate::listener;
 use crate::log;
-use crate::server::Server;
+use crate::server::{self, Server};
 use connection::{Api, Asking};
 use outcome::{Done, EXIT_USAGE, Failure, Outcome};
 use signals::{Live, Signals};
@@ -228,7 +228,7 @@ fn serve(app: App, settings: &Settings) -> Outcome {
         Some(file) => info!(file = %file.display(), "configuration"),
         None => info!("no configuration file: defaults, environment and flags"),
     }
-    raise_file_limit(&config);
+    files::check(&config, server::workers(&config))?;
     let listener = listen_on(config.listen)?;
     let admin = config.admin.listen.map(listen_on).transpose()?;
     let ended = actix_rt::System::new().block_on(async move {
@@ -338,20 +338,6 @@ fn warn_open(loopback: bool, any_origin: bool) {
 
 fn listen_on(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listener::listen(address).with_context(|| format!("cannot listen on {address}"))
-}
-
-fn raise_file_limit(config: &Config) {
-    // Beside sockets and connections there are the bus, the log, and a few of the runtime's.
-    let wanted = (config.sockets.max + config.sockets.connections + 100) as u64;
-    let limit = files::raise_limit(wanted).unwrap_or(0);
-    if limit < wanted {
-        warn!(
-            limit,
-            wanted,
-            "too few open files for sockets.max and sockets.connections: raise the limit (ulimit -n, or LimitNOFILE= of \
-             systemd), or lower those"
-        );
-    }
 }
 
 /// Sessions are small and many, and their number goes up and down: with pages of 2 MiB, which the allocator

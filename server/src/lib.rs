@@ -57,6 +57,7 @@ mod ask;
 mod delivery;
 mod events;
 mod fetch;
+mod files;
 mod hooks;
 mod key_file;
 mod laravel;

@@ -1,21 +1,25 @@
 //! Where connections come in: each worker accepts its own.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 #[cfg(target_os = "linux")]
 use socket2::SockFilter;
 use socket2::{Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::door::Door;
+use crate::seldom::Seldom;
 use crate::shared::Shared;
 use crate::vital::Vital;
 
@@ -24,6 +28,8 @@ pub struct Listener {
     socket: TcpListener,
     /// Whether it is the administrators'.
     admin: bool,
+    /// Clients that may be refused at one time.
+    refusing_max: usize,
 }
 
 /// To who comes when `sockets.connections` are there.
@@ -32,16 +38,28 @@ const TOO_MANY: &[u8] =
     Content-Type: application/json\r\nContent-Length: 64\r\n\r\n\
     {\"error\":{\"code\":\"full\",\"message\":\"too many connections wait\"}}\n";
 
-/// How long such a client may take to read it, and how many may at one time, of each worker; more are just closed.
+/// How long such a client may take to read it, and how many may at one time, of each worker; more are not waited for.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
-const REFUSING_MAX: usize = 64;
+pub const REFUSING_MAX: usize = 64;
 
 /// How long a listener that closes still accepts those that the kernel has answered: longer than it takes such a
 /// connection to be complete. Whoever is not heard for so long tries again after a second.
 const LAST_CALL: Duration = Duration::from_millis(10);
 
-/// The wait after a failure to accept, which is most often a want of file descriptors.
+/// Bytes of what such a client sends that are read at one time, and reads of one that is not waited for.
+const SCRATCH_BYTES: usize = 1024;
+const READS_MAX: usize = 64;
+
+/// The wait after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that could not be accepted, and such as found no place.
+static UNACCEPTED: Seldom = Seldom::new();
+static REFUSED: Seldom = Seldom::new();
+
+/// A file that is open for nothing, but to be closed when no more can be opened. Whoever comes then can be accepted,
+/// and told.
+struct Spare(Option<File>);
 
 /// Connections that the kernel keeps for each worker until they are accepted, for after a restart everybody comes at
 /// once; it may take fewer (`net.core.somaxconn`).
@@ -69,7 +87,12 @@ impl Listener {
     /// # Errors
     ///
     /// When it cannot be used.
-    pub fn share(listener: TcpListener, admin: bool, workers: usize) -> io::Result<Vec<Self>> {
+    pub fn share(
+        listener: TcpListener,
+        admin: bool,
+        workers: usize,
+        refusing_max: usize,
+    ) -> io::Result<Vec<Self>> {
         listener.set_nonblocking(true)?;
         // Those that it accepts have it from it.
         SockRef::from(&listener).set_tcp_nodelay(true)?;
@@ -78,17 +101,22 @@ impl Listener {
             sockets.push(another(&listener)?);
         }
         sockets.push(listener);
-        let of = |socket| Self { socket, admin };
+        let of = |socket| Self {
+            socket,
+            admin,
+            refusing_max,
+        };
         Ok(sockets.into_iter().map(of).collect())
     }
 
     /// Lets in who comes, until the doors close, which those of administrators do not. What is above
-    /// `sockets.connections` is closed.
+    /// `sockets.connections` is told so.
     pub async fn accept(self, door: Rc<Door>, shared: Arc<Shared>) -> io::Result<()> {
-        let Self { socket, admin } = self;
-        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let admin = self.admin;
+        let socket = tokio::net::TcpListener::from_std(self.socket)?;
         let _vital = Vital("listener");
-        let refusing = Arc::new(Semaphore::new(REFUSING_MAX));
+        let refusing = Arc::new(Semaphore::new(self.refusing_max));
+        let mut spare = Spare::open();
         let doors = (!admin).then(|| shared.doors_closed.subscribe());
         let mut closed = pin!(closing(&socket, doors));
         loop {
@@ -100,21 +128,36 @@ impl Listener {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "a connection cannot be accepted");
+                    if let Some(times) = UNACCEPTED.add(Instant::now(), 1) {
+                        warn!(%error, times, "connections cannot be accepted");
+                    }
+                    if is_want_of_files(&error) {
+                        spare.refuse_one(&socket, shared.tls(admin).is_none());
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
             let Some(slot) = shared.load.connection(shared.config.sockets.connections) else {
                 metrics::counter!("unisono_connections_refused_total").increment(1);
+                if let Some(connections) = REFUSED.add(Instant::now(), 1) {
+                    warn!(
+                        connections,
+                        "connections are refused: sockets.connections are there already"
+                    );
+                }
                 // Nothing can be said inside of TLS at that price.
-                if shared.tls(admin).is_none()
-                    && let Ok(place) = Arc::clone(&refusing).try_acquire_owned()
-                {
-                    actix_rt::spawn(async move {
-                        let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
-                        drop(place);
-                    });
+                if shared.tls(admin).is_some() {
+                    continue;
+                }
+                match Arc::clone(&refusing).try_acquire_owned() {
+                    Ok(place) => {
+                        actix_rt::spawn(async move {
+                            let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)).await;
+                            drop(place);
+                        });
+                    }
+                    Err(_) => refuse_at_once(&stream),
                 }
                 continue;
             };
@@ -160,6 +203,32 @@ fn refuse_newcomers(_: &Socket) -> io::Result<()> {
     Ok(())
 }
 
+impl Spare {
+    fn open() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    /// Accepts one for whom there is no file, in the place of the spare one.
+    fn refuse_one(&mut self, listener: &tokio::net::TcpListener, is_plain: bool) {
+        self.0 = None;
+        if let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            metrics::counter!("unisono_connections_refused_total").increment(1);
+            if is_plain {
+                refuse_at_once(&stream);
+            }
+        }
+        *self = Self::open();
+    }
+}
+
+/// This process, or the system, may open no more files.
+fn is_want_of_files(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE]
+        .iter()
+        .any(|errno| number == Some(errno.raw_os_error()))
+}
+
 /// A further listener at the same address, with a queue of its own: the kernel deals connections out by a hash of both
 /// addresses (`SO_REUSEPORT`). A thread of its own that accepted and handed on would cost a handshake 15 % more CPU,
 /// would let in no more than one thread can, and would keep all workers waiting when something keeps it.
@@ -190,14 +259,34 @@ fn another(listener: &TcpListener) -> io::Result<TcpListener> {
     listener.try_clone()
 }
 
-/// Says why, and reads what comes for as long as the client listens: unread bytes would turn the end into a
-/// reset, which may cost the client the answer.
+/// Says why, and reads what comes: unread bytes would turn the end into a reset, which may cost the client the answer.
+/// A request that has come and has no body is the last of it.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(TOO_MANY).await?;
     stream.shutdown().await?;
-    let mut rest = vec![0; 1024];
-    while stream.read(&mut rest).await? > 0 {}
-    Ok(())
+    let mut rest = vec![0; SCRATCH_BYTES];
+    let mut is_first = true;
+    loop {
+        let count = stream.read(&mut rest).await?;
+        let read = &rest[..count];
+        let is_whole = read.starts_with(b"GET ") && read.ends_with(b"\r\n\r\n");
+        if count == 0 || (is_first && is_whole) {
+            return Ok(());
+        }
+        is_first = false;
+    }
+}
+
+/// Says why to a client that there is no time to wait for.
+fn refuse_at_once(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let _ = socket.send(TOO_MANY);
+    let mut rest = [0; SCRATCH_BYTES];
+    for _ in 0..READS_MAX {
+        if !matches!((&*socket).read(&mut rest), Ok(SCRATCH_BYTES)) {
+            break;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -206,7 +295,7 @@ mod tests {
 
     fn shares() -> Vec<Listener> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        Listener::share(listener, false, 3).expect("it can be shared")
+        Listener::share(listener, false, 3, REFUSING_MAX).expect("it can be shared")
     }
 
     /// Connections until each share has one.

@@ -26,9 +26,10 @@ use crate::ask::{self, Workers};
 use crate::auth::Auth;
 use crate::config::{AuthMode, Config};
 use crate::events::Events;
+use crate::files;
 use crate::hooks::Hooks;
 use crate::laravel::{self, Broadcast};
-use crate::listener::Listener;
+use crate::listener::{Listener, REFUSING_MAX};
 use crate::meters::Meters;
 use crate::node::{DrainAll, Node, Pulse};
 use crate::outside;
@@ -106,9 +107,12 @@ impl Server {
     /// is one. On Linux each worker but one listens at the same address with a socket of its own, which has none of the
     /// options that were set on that listener. Must be called in an actix system.
     ///
+    /// Raises this process's limit of open files as far as `sockets.max` and `sockets.connections` want; where it stays
+    /// below, those are cut to what it leaves.
+    ///
     /// # Errors
     ///
-    /// When a file that the configuration names cannot be read, or the listener not be used.
+    /// When a file that the configuration names cannot be read, the listener not be used, or too few files be opened.
     pub async fn start(
         config: Config,
         app: App,
@@ -137,12 +141,8 @@ impl Server {
                     _ => Guard::Prefixed,
                 });
         }
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(64),
-            workers => workers,
-        };
+        let workers = workers(&config);
+        let refusing_max = files::fit(&mut config, workers, workers * REFUSING_MAX)?;
         // Before anything is there that counts.
         let meters = Meters::start(workers)?;
         let outside = outside::start()?;
@@ -171,7 +171,8 @@ impl Server {
         listeners.resize_with(workers, Vec::new);
         for (listener, admin) in [(Some(listener), false), (admin, true)] {
             if let Some(listener) = listener {
-                let shares = Listener::share(listener, admin, workers);
+                let refusing_max = refusing_max.div_ceil(workers);
+                let shares = Listener::share(listener, admin, workers, refusing_max);
                 let shares = shares.context("cannot listen for each worker")?;
                 let of_workers = listeners.iter_mut().zip(shares);
                 of_workers.for_each(|(all, share)| all.push(share));
@@ -460,6 +461,16 @@ async fn meet_the_others(shared: &Shared) {
         warn!("no bus yet: this node begins without the others");
     } else if !shared.cluster.alone() {
         tokio::time::sleep(MEET.min(settings.start_wait)).await;
+    }
+}
+
+/// Threads that serve sockets.
+pub(crate) fn workers(config: &Config) -> usize {
+    match config.workers {
+        0 => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(64),
+        workers => workers,
     }
 }
 

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use unisono_tests::{
-    Nginx, Node, Opcode, Response, Sandbox, Wire, eventually, frame, stream_request,
-    upgrade_request,
+    Nginx, Node, NodeConfig, Opcode, Response, Sandbox, Wire, eventually, frame, stream_request,
+    unisono, upgrade_request, with_open_files,
 };
 
 // === messages ===
@@ -322,4 +322,81 @@ async fn there_is_room_for_all_sockets_before_they_come() {
     let mut node = Node::alone("[sockets]\nmax = 3000\nconnections = 500").await;
     let slots = node.process().file_slots();
     assert!(slots >= 3500, "newcomers wait while {slots} become more");
+}
+
+fn few(open_files: u32) -> NodeConfig {
+    let config = Node::config("few").arg("--set=workers=2");
+    config.open_files(open_files)
+}
+
+#[tokio::test]
+async fn few_open_files_are_shared_out_and_nobody_hangs() {
+    const CLIENTS: usize = 300;
+    let mut node = few(200).start().await;
+    let mut wires = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut wire = node.wire().await;
+        wire.send(upgrade_request("/x")).await;
+        wires.push(wire);
+    }
+
+    let mut served = 0;
+    for wire in &mut wires {
+        let response = wire.response().await;
+        match response.status {
+            101 => served += 1,
+            status => assert_eq!(status, 503, "{response:?}"),
+        }
+    }
+
+    let metrics = node.metrics().await;
+    assert_eq!(metrics.get("unisono_sockets_max"), f64::from(served));
+    assert!(served >= 50, "{served}");
+    assert_eq!(node.api().get("/health/live").await.status, 200);
+    assert_eq!(node.api().get("/health/ready").await.status, 200);
+    assert!(node.process().open_files() < 200);
+    let log = node.process().stderr();
+    let lines = |text| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("too few open files"), 1, "{log}");
+    assert_eq!(lines("cannot be accepted"), 0, "{log}");
+    assert!(lines("WARN") < 5, "{log}");
+}
+
+#[tokio::test]
+async fn a_want_of_files_that_nobody_foresaw_is_told_to_clients() {
+    let mut node = few(200).start().await;
+    let log = |node: &mut Node| node.process().stderr();
+    // They take the files that are left for everything else.
+    node.process().limit_open_files(40);
+    let mut wires = Vec::new();
+    let mut told = 0;
+    for _ in 0..40 {
+        let mut wire = node.wire().await;
+        wire.send(upgrade_request("/x")).await;
+        let response = wire.response().await;
+        told += usize::from(response.status == 503);
+        wires.push(wire);
+    }
+
+    assert!(told > 0, "{}", log(&mut node));
+    let log = log(&mut node);
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("cannot be accepted"));
+    assert!((1..5).contains(&lines.count()), "{log}");
+}
+
+#[test]
+fn a_node_without_files_says_so_and_ends() {
+    for limit in [16, 60] {
+        let mut command = unisono();
+        command.args(["--listen", "127.0.0.1:0", "--set", "workers=2"]);
+        let output = with_open_files(limit, &command).output();
+        let output = output.expect("unisono runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let sentence = format!("too few open files: the limit is {limit}, and this node needs");
+        assert!(said.contains(&sentence), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
 }

@@ -45,7 +45,7 @@ pub use kernel::{closed_to, connections_to, is_held, unread_at};
 pub use metrics::{Metrics, in_repository, promtool};
 pub use nats::{Nats, NatsConfig};
 pub use nginx::{Nginx, NginxConfig};
-pub use node::{BEARER, KEY, Node, NodeConfig, other_build, unisono};
+pub use node::{BEARER, KEY, Node, NodeConfig, other_build, unisono, with_open_files};
 pub use process::{Output, Process, free_port};
 pub use proxy::{Proxy, Way};
 pub use redis::{Redis, RedisConfig};

@@ -46,6 +46,7 @@ pub struct NodeConfig {
     args: Vec<String>,
     tls: bool,
     output: Output,
+    open_files: Option<u32>,
 }
 
 /// What a node runs.
@@ -146,6 +147,13 @@ impl NodeConfig {
         self
     }
 
+    /// It may open so many files, and no more.
+    #[must_use]
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
@@ -231,6 +239,7 @@ impl Node {
             args: vec![],
             tls: false,
             output: Output::Kept,
+            open_files: None,
         }
     }
 
@@ -247,6 +256,9 @@ impl Node {
             Program::Example(name) => example(name),
             Program::Other => unconfigured(&other_build()),
         };
+        if let Some(limit) = config.open_files {
+            command = with_open_files(limit, &command);
+        }
         command
             .current_dir(directory.path())
             .arg("--config")
@@ -408,6 +420,21 @@ pub fn unisono() -> Command {
     let mut command = unconfigured(&given.unwrap_or_else(|| built("unisono")));
     command.env("UNISONO_KEY", KEY);
     command
+}
+
+/// The same command, in a process that may open so many files.
+pub fn with_open_files(limit: u32, command: &Command) -> Command {
+    let script = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg(script).arg(command.get_program());
+    limited.args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(key, value),
+            None => limited.env_remove(key),
+        };
+    }
+    limited
 }
 
 /// The other build for the tests of mixed versions: the example `next`, which is to this build what the next minor

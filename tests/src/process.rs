@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::eventually;
 
@@ -230,6 +230,16 @@ impl Process {
     /// Open file descriptors for which the kernel has room already.
     pub fn file_slots(&self) -> u64 {
         self.kernel_status("FDSize:")
+    }
+
+    /// From now on it may open so many files, and no more.
+    pub fn limit_open_files(&self, limit: u64) {
+        let limit = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
+        let limited = prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit);
+        limited.expect("a process of this user");
     }
 
     /// Resident memory in KiB.

@@ -119,7 +119,7 @@ pub const TABLE: &[Metric] = &[
     gauge("unisono_users", Unit::Count, "Users with sockets on this node"),
     counter("unisono_handshakes_total", Unit::Count, "Handshakes that were accepted, or refused with that HTTP status")
         .by("outcome", &HANDSHAKES),
-    counter("unisono_connections_refused_total", Unit::Count, "Connections above sockets.connections, closed before anything was read"),
+    counter("unisono_connections_refused_total", Unit::Count, "Connections above sockets.connections, or for which there was no open file, answered 503 before anything was read"),
     counter("unisono_api_refused_total", Unit::Count, "Requests of the HTTP API without a good key, and with one that lacks the scope")
         .by("why", &["key", "scope"]),
     counter("unisono_file_reloads_total", Unit::Count, "Times that a file of API keys or secrets changed, or could not be used; after failed the old content stays")

@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::socket::BUFFER_BYTES;
-use crate::cli::{files, listen_on};
+use crate::cli::listen_on;
+use crate::files;
 
 /// What a loop of `write` is asked to do.
 #[derive(Clone, Copy, Debug)]

@@ -10,9 +10,9 @@ use url::Url;
 
 use super::entrance::Entrance;
 use crate::cli::connection::{self, Api, Connections};
-use crate::cli::files;
 use crate::cli::outcome::Failure;
 use crate::delivery::Wire;
+use crate::files;
 
 #[derive(Args)]
 pub struct Reached {
