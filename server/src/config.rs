@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ const SECRET_BAD: &str = "not the kind of value that belongs here (the value is 
 #[expect(missing_docs, reason = "documented, each key, in unisono.toml")]
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     pub workers: usize,
     pub cluster: Cluster,
@@ -280,6 +281,12 @@ pub struct Api {
     pub body_bytes: usize,
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
+    #[serde(deserialize_with = "size")]
+    pub linger_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub linger_time: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub linger_timeout: Duration,
     pub ids: usize,
     pub batch: usize,
     pub page: usize,
@@ -936,6 +943,8 @@ impl Config {
             (self.tracing.timeout, "tracing.timeout"),
             (self.hooks.retry_delay_max, "hooks.retry_delay_max"),
             (api.idle_timeout, "api.idle_timeout"),
+            (api.linger_time, "api.linger_time"),
+            (api.linger_timeout, "api.linger_timeout"),
             (self.tls.reload_interval, "tls.reload_interval"),
             (self.files.reload_interval, "files.reload_interval"),
             (cluster.call_timeout, "cluster.call_timeout"),
@@ -1361,11 +1370,77 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 fn optional_address<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text = address_text(deserializer)?;
     match text.as_str() {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+        text => listen_address(text)
+            .map(Some)
+            .map_err(serde::de::Error::custom),
     }
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    listen_address(&address_text(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+/// People write a bare port as a number.
+fn address_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text.trim().to_owned()),
+        Value::Integer(port) => Ok(port.to_string()),
+        _ => Err(serde::de::Error::custom(
+            "an address with a port, such as \"127.0.0.1:8080\"",
+        )),
+    }
+}
+
+/// Reads an address to listen at. What lacks one is refused: whether only this machine or everybody may come is not
+/// guessed. `localhost` is this machine; other names are not looked up, because which of their addresses is meant is
+/// not known either.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if text.contains("://") {
+        return Err(format!(
+            "`{text}` is a URL; write only the address and the port, as 127.0.0.1:8080"
+        ));
+    }
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let example = SocketAddr::new(ip, 8080);
+        return Err(format!("`{text}` has no port; write {example}"));
+    }
+    let no_address = |port: &str| {
+        format!(
+            "`{text}` has no address; write 127.0.0.1:{port} for this machine only, or 0.0.0.0:{port} for everybody"
+        )
+    };
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(match text {
+            text if is_port(text) => no_address(text),
+            "localhost" => format!("`{text}` has no port; write 127.0.0.1:8080"),
+            _ => format!("`{text}` is not an address with a port; write one as 127.0.0.1:8080"),
+        });
+    };
+    let Ok(number) = port.parse::<u16>() else {
+        return Err(format!(
+            "`{port}` in `{text}` is not a port, which is a number from 0 to 65535; write 127.0.0.1:8080"
+        ));
+    };
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, number)));
+    }
+    Err(match host {
+        "" | "*" => no_address(port),
+        host if host.parse::<Ipv6Addr>().is_ok() => {
+            format!("`{text}` is an IPv6 address without brackets; write [{host}]:{port}")
+        }
+        _ => format!(
+            "`{host}` in `{text}` is not an IP address, and names are not looked up; write 127.0.0.1:{port} for this \
+             machine only, 0.0.0.0:{port} for everybody, or one address of this machine"
+        ),
+    })
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -1436,6 +1511,63 @@ mod tests {
         assert!(!loaded.text.contains("with comma"));
         let shown: Table = loaded.text.parse().unwrap();
         assert_eq!(shown["listen"].as_str(), Some("3.3.3.3:3"));
+    }
+
+    #[test]
+    fn an_address_to_listen_at_is_taken_or_refused_with_the_form_that_is_expected() {
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+            ("[::]:8080", "[::]:8080"),
+            ("localhost:8080", "127.0.0.1:8080"),
+            ("LocalHost:1", "127.0.0.1:1"),
+        ] {
+            assert_eq!(listen_address(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for (text, part) in [
+            (
+                ":8080",
+                "`:8080` has no address; write 127.0.0.1:8080 for this machine only, or 0.0.0.0:8080 for everybody",
+            ),
+            ("8080", "`8080` has no address; write 127.0.0.1:8080"),
+            ("*:8080", "has no address; write 127.0.0.1:8080"),
+            ("0.0.0.0", "has no port; write 0.0.0.0:8080"),
+            ("::1", "has no port; write [::1]:8080"),
+            ("[::1]", "has no port; write [::1]:8080"),
+            (
+                "1:2:3:4:5:6:7:8:9090",
+                "without brackets; write [1:2:3:4:5:6:7:8]:9090",
+            ),
+            ("localhost", "has no port; write 127.0.0.1:8080"),
+            ("http://0.0.0.0:8080", "is a URL; write only the address"),
+            (
+                "example.com:80",
+                "names are not looked up; write 127.0.0.1:80",
+            ),
+            ("127.0.0.1:", "is not a port"),
+            ("127.0.0.1:65536", "is not a port"),
+            ("127.0.0.1:http", "is not a port"),
+            ("nonsense", "write one as 127.0.0.1:8080"),
+            ("", "write one as 127.0.0.1:8080"),
+        ] {
+            let reason = listen_address(text).expect_err(text);
+            assert!(reason.contains(part), "{text}: {reason}");
+        }
+        let (_folder, path) = file("listen = 8080\n[admin]\nlisten = ':9090'");
+        let sources = Sources {
+            file: Some(path),
+            ..Sources::default()
+        };
+        let Err(error) = sources.load() else {
+            panic!("refused");
+        };
+        let message = error.to_string();
+        for part in [
+            "listen: `8080` has no address; write 127.0.0.1:8080",
+            "admin.listen: `:9090` has no address; write 127.0.0.1:9090",
+        ] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
     }
 
     #[test]

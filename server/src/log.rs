@@ -8,6 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// What the HTTP server says of requests that it cannot read.
+const HTTP_LOG_TARGET: &str = "actix_http";
+
 /// What is logged, and may be changed while the node runs.
 pub struct Level {
     text: String,
@@ -40,12 +43,15 @@ pub fn start(log: &Log) -> Level {
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    // What the client of NATS has to say, `cluster` says, unless somebody asks for it.
-    let level = match level.contains(cluster::CLIENT_LOG_TARGET) {
-        true => level.to_owned(),
-        false => format!("{}=off,{level}", cluster::CLIENT_LOG_TARGET),
-    };
-    Ok(EnvFilter::try_new(level)?)
+    // What the client of NATS has to say, `cluster` says; and clients can have the HTTP server say as many errors as
+    // they like. Unless somebody asks for it.
+    let mut filter = level.to_owned();
+    for target in [cluster::CLIENT_LOG_TARGET, HTTP_LOG_TARGET] {
+        if !level.contains(target) {
+            filter = format!("{target}=off,{filter}");
+        }
+    }
+    Ok(EnvFilter::try_new(filter)?)
 }
 
 impl Level {

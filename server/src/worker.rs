@@ -9,7 +9,7 @@ use proto::Close;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
-use crate::door::{Door, Returning};
+use crate::door::Door;
 use crate::listener::Listener;
 use crate::node::Node;
 use crate::registry::{Closed, Registry};
@@ -91,9 +91,9 @@ async fn serve(worker: Rc<Worker>, listeners: Vec<Listener>) {
             }
         });
     }
-    while let Some(Returning(connection)) = returning.recv().await {
+    while let Some(connection) = returning.recv().await {
         let door = Rc::clone(&door);
-        actix_rt::spawn(async move { door.enter(connection).await });
+        actix_rt::spawn(async move { door.enter_again(connection).await });
     }
 }
 

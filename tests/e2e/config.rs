@@ -362,6 +362,31 @@ fn the_help_is_everywhere_and_wrong_use_is_64() {
     }
 }
 
+#[test]
+fn an_address_that_lacks_something_is_refused_with_the_form_that_is_expected() {
+    let form = "listen: `:8080` has no address; write 127.0.0.1:8080 for this machine only, or 0.0.0.0:8080";
+    let check = "check-config";
+    for said in [
+        refused(&[check, "--listen", ":8080"], "", &[]),
+        refused(&[check], "", &[("UNISONO__LISTEN", ":8080")]),
+        refused(&[check], "listen = ':8080'", &[]),
+        refused(&[check, "--set=admin.listen=:8080"], "", &[]),
+        refused(&[check], "", &[("UNISONO__ADMIN__LISTEN", ":8080")]),
+    ] {
+        assert!(said.contains(form), "{said}");
+    }
+    for port in [
+        refused(&[check, "--listen", "8080"], "", &[]),
+        refused(&[check], "listen = 8080", &[]),
+    ] {
+        assert!(
+            port.contains("`8080` has no address; write 127.0.0.1:8080"),
+            "{port}"
+        );
+    }
+    accepted(&[check, "--listen", "localhost:8080"], "", &[]);
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_an_error_with_its_address() {
     let node = Node::alone("").await;

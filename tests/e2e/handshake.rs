@@ -1,9 +1,13 @@
 //! The door: which requests become a socket, which an HTTP answer, and which neither.
 
 use serde_json::Value;
-use unisono_tests::{BEARER, Node, Opcode, Response, eventually, frame, upgrade_request};
+use unisono_tests::{
+    BEARER, Node, Opcode, Response, eventually, frame, stream_request, upgrade_request,
+};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+const KEY_OF_API: &str = "a-key-of-the-application-0123456789abcdef";
 
 /// A request line and headers, with the line ends of HTTP.
 fn request(line: &str, headers: &[&str]) -> String {
@@ -190,6 +194,171 @@ async fn a_connection_may_be_upgraded_after_a_plain_request() {
 }
 
 #[tokio::test]
+async fn frames_may_come_with_a_later_upgrade() {
+    let node = Node::alone("").await;
+    let mut wire = node.wire().await;
+    let upgrade = upgrade_request("/x");
+    let (before, after) = upgrade.split_at(40);
+
+    // The first half of the head comes with the request before it.
+    let first = request("GET /health/live HTTP/1.1", &["Host: 127.0.0.1"]);
+    wire.send(format!("{first}{before}")).await;
+    assert_eq!(wire.response().await.status, 200);
+    wire.send([after.as_bytes(), &frame(Opcode::Ping, b"early")].concat())
+        .await;
+
+    assert_eq!(wire.response().await.status, 101);
+    let mut seen = vec![wire.frame().await, wire.frame().await];
+    seen.retain(|frame| frame.opcode == Opcode::Pong as u8);
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].payload, b"early");
+}
+
+/// Requests, the head of each answer as it begins, and whether a body comes with it.
+type Before<'a> = (&'a str, Vec<String>, &'a [&'a str]);
+
+#[tokio::test]
+async fn an_upgrade_that_does_not_wait_for_answers_is_refused_in_its_turn() {
+    let node = Node::config("alone").key(KEY_OF_API).start().await;
+    let mut member = node.client("/room").await;
+    let host = "Host: 127.0.0.1";
+    let key = &format!("Authorization: Bearer {KEY_OF_API}");
+    let body = r#"{"room":"/room","event":"said","data":1}"#;
+    let length = &format!("Content-Length: {}", body.len());
+    let publish = "POST /api/v1/publish HTTP/1.1";
+    let get = request("GET /health/live HTTP/1.1", &[host]);
+    let head = request("HEAD /health/live HTTP/1.1", &[host]);
+    let slow = request("GET /metrics HTTP/1.1", &[host, key]);
+    let post = request(publish, &[host, key, length]) + body;
+    let chunked = request(publish, &[host, key, "Transfer-Encoding: chunked"])
+        + &format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let expecting = request(publish, &[host, key, length, "Expect: 100-continue"]) + body;
+    let unknown = request("GET /api/v1/nope HTTP/1.1", &[host, key]);
+
+    let table: [Before<'_>; 8] = [
+        ("a quick answer", vec![get.clone()], &["200"]),
+        ("a slow answer", vec![slow], &["200"]),
+        ("a body", vec![post.clone()], &["200"]),
+        ("a chunked body", vec![chunked], &["200"]),
+        ("an Expect", vec![expecting], &["100", "200"]),
+        ("a HEAD", vec![head], &["200 HEAD"]),
+        ("an error", vec![unknown], &["404"]),
+        ("several", vec![post, get.clone(), get], &["200"; 3]),
+    ];
+    for (what, before, answers) in table {
+        let publishes = before.iter().any(|request| request.contains("publish"));
+        let mut bytes = before.concat().into_bytes();
+        bytes.extend(upgrade_request("/x").bytes());
+        bytes.extend(frame(Opcode::Ping, b"early"));
+        let mut wire = node.wire().await;
+
+        wire.send(bytes).await;
+
+        for expected in answers {
+            let (status, without_body) = match expected.strip_suffix(" HEAD") {
+                Some(status) => (status, true),
+                None => (*expected, false),
+            };
+            let found = match without_body {
+                true => wire.until("\r\n\r\n").await,
+                false => format!("HTTP/1.1 {}", wire.response().await.status),
+            };
+            let expected = format!("HTTP/1.1 {status}");
+            assert!(found.starts_with(&expected), "{what}: {found}");
+        }
+        let refused = wire.response().await;
+        assert_eq!(refused.status, 400, "{what}: {refused:?}");
+        assert!(refused.body.contains("waits for the answers"), "{what}");
+        wire.expect_eof().await;
+        if publishes {
+            assert_eq!(member.expect("said").await.data, 1, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_behind_an_event_stream_is_thrown_away() {
+    let node = Node::alone("").await;
+    for behind in [
+        upgrade_request("/x") + "frames",
+        stream_request("/other", ""),
+    ] {
+        let mut wire = node.wire().await;
+        wire.send(stream_request("/room", "") + &behind).await;
+        assert_eq!(wire.response().await.status, 200);
+        wire.until("unisono:open").await;
+
+        node.api().publish("/room", "said", Value::from(1)).await;
+        wire.until("said").await;
+        let all = serde_json::json!({"room": "/room"});
+        node.api().post("disconnect", all).await.ok();
+
+        let rest = String::from_utf8_lossy(&wire.rest().await).into_owned();
+        assert!(!rest.contains("HTTP/1.1"), "{rest}");
+        drop(wire);
+        let metrics = node.metrics().await;
+        assert_eq!(metrics.sum("unisono_sockets"), 0.0);
+    }
+}
+
+#[tokio::test]
+async fn what_comes_behind_the_last_request_is_not_done() {
+    let mut node = Node::config("alone").key(KEY_OF_API).start().await;
+    let mut member = node.client("/room").await;
+    let key = &format!("Authorization: Bearer {KEY_OF_API}");
+    let body = r#"{"room":"/room","event":"said","data":1}"#;
+    let length = &format!("Content-Length: {}", body.len());
+    let last = request(
+        "GET /health/live HTTP/1.1",
+        &["Host: a", "Connection: close"],
+    );
+    let publish = request("POST /api/v1/publish HTTP/1.1", &["Host: a", key, length]) + body;
+
+    for behind in [publish, upgrade_request("/room") + "frames"] {
+        let mut wire = node.wire().await;
+        wire.send(last.clone() + &behind).await;
+
+        let response = wire.response().await;
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("connection"), Some("close"));
+        wire.expect_eof().await;
+    }
+
+    node.api().publish("/room", "fence", Value::Null).await;
+    member.expect("fence").await;
+    let log = node.process().stderr();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[tokio::test]
+async fn an_upgrade_with_a_body_is_refused() {
+    let node = Node::alone("").await;
+    for header in [
+        "Content-Length: 5\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let upgrade = upgrade_request("/x");
+        let head = upgrade.strip_suffix("\r\n").expect("an empty line");
+        let response = ask(&node, &format!("{head}{header}")).await;
+        assert_eq!(response.status, 400, "{header}: {response:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_told_so_whatever_comes_behind_it() {
+    let node = Node::alone("[[rooms]]\npattern = \"/x\"").await;
+    let mut wire = node.wire().await;
+    let mut bytes = upgrade_request("/nowhere").into_bytes();
+    bytes.resize(4 << 20, b'x');
+
+    // It takes all of that, and then reads.
+    wire.send(bytes).await;
+
+    assert_eq!(wire.response().await.status, 404);
+    wire.expect_eof().await;
+}
+
+#[tokio::test]
 async fn a_head_may_come_byte_by_byte() {
     let node = Node::alone("").await;
     let mut wire = node.wire().await;
@@ -365,4 +534,27 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     wire.send(format!("{head}{BEARER}\r\n{{")).await;
 
     assert_eq!(wire.response().await.status, 408);
+}
+
+#[tokio::test]
+async fn a_later_request_that_stands_still_is_not_waited_for() {
+    let node = Node::alone("[sockets]\nhead_timeout = \"300ms\"").await;
+    let chunked = "POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let linger = "--set=api.linger_time=300ms";
+    let lingering = Node::config("lingering").arg(linger).start().await;
+    for (node, request, rest, status) in [
+        (
+            &node,
+            "GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HT",
+            200,
+        ),
+        (&lingering, chunked, "5\r\nhe", 404),
+    ] {
+        let mut wire = node.wire().await;
+        wire.send(request).await;
+        assert_eq!(wire.response().await.status, status);
+        wire.send(rest).await;
+        wire.expect_eof().await;
+    }
 }

@@ -74,6 +74,11 @@ pub fn read(request: &httparse::Request<'_, '_>) -> Result<Wanted, Refusal> {
     if request.version == Some(1) && one(request, "host")?.is_none() {
         return Err(Refusal::bad("`Host` is missing"));
     }
+    // What is behind the head is frames, and nothing else.
+    let is_empty = one(request, "content-length")?.is_none_or(|length| length == "0");
+    if !is_empty || one(request, "transfer-encoding")?.is_some() {
+        return Err(Refusal::bad("the request of a WebSocket has no body"));
+    }
     if version != Some("13") {
         return Err(Refusal {
             status: "426 Upgrade Required".into(),
@@ -304,6 +309,8 @@ mod tests {
             ("dGhlIHNhbXBsZSBub25jZQ==", "x", "400"),
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", "400"),
             ("Host: a", "Sec-WebSocket-Key: a\r\nHost: a", "400"),
+            ("Host: a", "Content-Length: 5\r\nHost: a", "400"),
+            ("Host: a", "Transfer-Encoding: chunked\r\nHost: a", "400"),
             ("/chat-rooms/1", "/%ff", "400"),
             ("/chat-rooms/1?token=x", "*", "400"),
         ] {
