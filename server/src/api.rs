@@ -18,8 +18,12 @@ use actix_web::body::MessageBody;
 use actix_web::dev::Payload;
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
-use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, web};
+use actix_web::http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, WWW_AUTHENTICATE,
+};
+use actix_web::{
+    App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError, Route, guard, web,
+};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use cluster::{CallError, LinkState, Sent, Unreadable};
@@ -85,15 +89,15 @@ pub fn app(
         .service(may(Scope::Admin, "/drain", web::post().to(drain)))
         // Each verb of a batch is looked at by itself.
         .service(at("/batch", web::post().to(batch)))
-        .service(may(Scope::Read, "/sockets/{id}", web::get().to(socket)))
-        .service(may(Scope::Read, "/rooms", web::get().to(rooms)))
+        .service(may(Scope::Read, "/sockets/{id}", reading().to(socket)))
+        .service(may(Scope::Read, "/rooms", reading().to(rooms)))
         .service(may(
             Scope::Read,
             "/rooms/sockets",
-            web::get().to(room_sockets),
+            reading().to(room_sockets),
         ))
-        .service(may(Scope::Read, "/nodes", web::get().to(nodes)))
-        .service(may(Scope::Read, "/tail", web::get().to(tail::tail)))
+        .service(may(Scope::Read, "/nodes", reading().to(nodes)))
+        .service(may(Scope::Read, "/tail", reading().to(tail::tail)))
         .default_service(web::to(no_such_path));
     let body_bytes_max = worker.shared.config.api.body_bytes;
     App::new()
@@ -108,11 +112,11 @@ pub fn app(
         })
         .app_data(worker)
         .wrap(actix_web::middleware::from_fn(leaving::watch))
-        .service(at("/", web::get().to(chat_page)))
-        .service(at("/health/live", web::get().to(live)).route(web::head().to(live)))
-        .service(at("/health/ready", web::get().to(ready)).route(web::head().to(ready)))
+        .service(at("/", reading().to(chat_page)))
+        .service(at("/health/live", reading().to(live)))
+        .service(at("/health/ready", reading().to(ready)))
         .configure(|config| {
-            let route = web::get().to(metrics_text);
+            let route = reading().to(metrics_text);
             match (metrics, public) {
                 (false, _) => {}
                 // Clients reach this port, too.
@@ -593,6 +597,11 @@ fn may(
     at(path, route).wrap(actix_web::middleware::from_fn(authorize))
 }
 
+/// Takes GET, and HEAD, which is answered without the body (RFC 9110 §9.3.2).
+fn reading() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
 /// A path with its route; other methods are told so.
 fn at(path: &str, route: Route) -> Resource {
     web::resource(path)
@@ -622,6 +631,16 @@ impl FromRequest for Body {
     type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        if let Some(coding) = foreign_coding(request) {
+            let error = ApiError {
+                status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                code: "unsupported_encoding",
+                message: format!(
+                    "the body comes with `Content-Encoding: {coding}`; send it as it is, without"
+                ),
+            };
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let bytes = web::Bytes::from_request(request, payload);
         let unisono = request.app_data::<Handle>().cloned();
         let patience = unisono
@@ -654,6 +673,17 @@ impl FromRequest for Body {
             Ok(Self(bytes))
         })
     }
+}
+
+/// The coding of a body that is not sent as it is.
+fn foreign_coding(request: &HttpRequest) -> Option<String> {
+    let lines = request.headers().get_all(CONTENT_ENCODING);
+    let text = lines.map(|line| String::from_utf8_lossy(line.as_bytes()).into_owned());
+    let mut codings = text.filter(|line| {
+        let mut codings = line.split(',').map(str::trim);
+        !codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity"))
+    });
+    codings.next()
 }
 
 /// Reads a body, whatever its content type says.
@@ -834,8 +864,15 @@ impl ResponseError for ApiError {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.insert_header(("Retry-After", "1"));
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                response.insert_header(("Retry-After", "1"));
+            }
+            // RFC 9110 §15.5.16.
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                response.insert_header((ACCEPT_ENCODING, "identity"));
+            }
+            _ => {}
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.insert_header((WWW_AUTHENTICATE, "Bearer"));

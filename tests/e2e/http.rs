@@ -1,8 +1,10 @@
 //! The HTTP API of one node: verbs, answers, refusals and who may ask.
 
+use std::process::Command;
+
 use reqwest::Method;
 use serde_json::{Value, json};
-use unisono_tests::{Api, KEY as KEY_OF_ALL, Node, eventually, free_port};
+use unisono_tests::{Api, Certificate, Identity, KEY as KEY_OF_ALL, Node, eventually, free_port};
 
 const KEY: &str = "a-key-of-the-application-0123456789abcdef";
 
@@ -584,4 +586,156 @@ async fn errors_of_the_http_server_read_like_those_of_the_api() {
     );
     let nobody = json!({"rooms": [], "text": "x"});
     assert_eq!(node.api().post("publish", nobody).await.status, 400);
+}
+
+#[tokio::test]
+async fn a_head_is_answered_as_a_get_without_its_body() {
+    let node = Node::config("alone").key(KEY).start().await;
+    let socket = node.client("/x").await;
+    let socket = format!("/api/v1/sockets/{}", socket.id);
+    for path in [
+        "/",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/api/v1/nodes",
+        "/api/v1/rooms?limit=1",
+        "/api/v1/rooms/sockets?room=/x",
+        &socket,
+        "/api/v1/tail",
+        "/api/v1/nope",
+        "/api/v1/publish",
+    ] {
+        let ask = async |method| {
+            let answer = node.api().request(method, path).send();
+            answer.await.expect("an answer")
+        };
+        let get = ask(Method::GET).await;
+        let head = ask(Method::HEAD).await;
+        assert_eq!(head.status(), get.status(), "{path}");
+        let named = |answer: &reqwest::Response, name| answer.headers().get(name).cloned();
+        for name in ["content-type", "cache-control"] {
+            assert_eq!(named(&head, name), named(&get, name), "{path}: {name}");
+        }
+        assert_eq!(head.bytes().await.expect("an end").len(), 0, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_with_what_to_do() {
+    let node = Node::alone("").await;
+    for (coding, status) in [
+        ("gzip", 415),
+        ("identity, br", 415),
+        ("identity", 200),
+        ("", 200),
+    ] {
+        let publish = node.api().request(Method::POST, "/api/v1/publish");
+        let publish = publish.header("content-encoding", coding);
+        let body = r#"{"room":"/x","text":"hi"}"#;
+        let answer = publish.body(body).send().await.expect("an answer");
+        assert_eq!(answer.status(), status, "{coding}");
+        if status == 415 {
+            assert_eq!(answer.headers()["accept-encoding"], "identity");
+            let error: Value = answer.json().await.expect("JSON");
+            assert_eq!(error["error"]["code"], "unsupported_encoding");
+            let message = error["error"]["message"].as_str().unwrap_or_default();
+            assert!(message.contains(coding), "{message}");
+        }
+    }
+}
+
+// === answers before the end of a request ===
+
+#[tokio::test]
+async fn clients_that_still_write_read_the_answer() {
+    let node = Node::alone("").await;
+    let script = format!(
+        r#"
+import urllib.error, urllib.request, collections
+seen = collections.Counter()
+for path, method, key in [
+        ("publish", "POST", "{KEY_OF_ALL}"), ("nope", "POST", "{KEY_OF_ALL}"),
+        ("nodes", "PUT", "{KEY_OF_ALL}"), ("emit", "POST", "of-somebody-else")]:
+    for _ in range(40):
+        request = urllib.request.Request(
+            "http://127.0.0.1:{}/api/v1/" + path, data=b"x" * 1200000, method=method,
+            headers=dict(Authorization="Bearer " + key))
+        try:
+            seen[path, urllib.request.urlopen(request).status] += 1
+        except urllib.error.HTTPError as error:
+            error.read()
+            seen[path, error.code] += 1
+        except Exception as error:
+            seen[path, repr(error)] += 1
+print(sorted(seen.items()))
+"#,
+        node.port()
+    );
+
+    let python = move || Command::new("python3").args(["-c", &script]).output();
+    let output = tokio::task::spawn_blocking(python).await;
+    let output = output.expect("no panic").expect("python3 runs");
+
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected =
+        "[(('emit', 401), 40), (('nodes', 405), 40), (('nope', 404), 40), (('publish', 413), 40)]";
+    assert_eq!(said.trim(), expected);
+}
+
+#[tokio::test]
+async fn clients_that_still_write_inside_of_tls_read_the_answer() {
+    let identity = Identity::new(&Certificate::new());
+    let node = Node::config("secret").tls(&identity).start().await;
+    for _ in 0..10 {
+        let publish = node.api().request(Method::POST, "/api/v1/publish");
+        let answer = publish.body(vec![b'x'; 1_200_000]).send().await;
+        assert_eq!(answer.expect("an answer").status(), 413);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_writes_for_ever_is_cut() {
+    let node = Node::config("bounded")
+        .arg("--set=api.linger_bytes=4MiB")
+        .start()
+        .await;
+    let length = "Content-Length: 1000000000000";
+    let chunked = "Transfer-Encoding: chunked";
+    for (header, piece) in [(length, vec![b'x'; 0x10000]), (chunked, chunk(0x10000))] {
+        let mut wire = node.wire().await;
+        let head = format!("POST /nowhere HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n");
+        wire.send(head).await;
+        assert_eq!(wire.response().await.status, 404, "{header}");
+
+        let mut sent = 0;
+        while wire.try_send(&piece).await.is_ok() {
+            sent += piece.len();
+            // What the kernel keeps on both sides is on top of it.
+            assert!(sent < 64 << 20, "{header}: {sent} bytes are taken");
+        }
+    }
+}
+
+fn chunk(len: usize) -> Vec<u8> {
+    let head = format!("{len:x}\r\n").into_bytes();
+    [head, vec![b'x'; len], b"\r\n".to_vec()].concat()
+}
+
+#[tokio::test]
+async fn a_connection_whose_body_was_read_is_kept() {
+    let node = Node::config("alone").key(KEY).start().await;
+    let mut wire = node.wire().await;
+    let body = r#"{"nonsense":1}"#;
+    let refused = format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for _ in 0..3 {
+        wire.send(&refused).await;
+        let response = wire.response().await;
+        assert_eq!(response.status, 400, "{response:?}");
+        assert_eq!(response.header("connection"), None, "{response:?}");
+    }
 }

@@ -5,9 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::StatusCode;
-use actix_web::http::Version;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::http::{Method, StatusCode, Version};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use cluster::CallError;
@@ -24,6 +23,8 @@ use super::{ApiError, Handle};
 use crate::tail::{DATA_BYTES, DATA_BYTES_FULL, FILTERS_MAX, Filter, TAILS_MAX};
 use crate::unisono::Unisono;
 
+const NDJSON: &str = "application/x-ndjson";
+
 /// How long a node may wait for something to tell; less, where calls have less time.
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
@@ -35,6 +36,12 @@ const PAGES_WAITING: usize = 8;
 
 pub(super) async fn tail(unisono: Handle, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let query = query(&unisono, request.query_string())?;
+    if request.method() == Method::HEAD {
+        return Ok(HttpResponse::Ok()
+            .insert_header((CONTENT_TYPE, NDJSON))
+            .insert_header((CACHE_CONTROL, "no-store"))
+            .finish());
+    }
     let place = Arc::clone(&unisono.shared.tails.places).try_acquire_owned();
     let place = place.map_err(|_| ApiError {
         status: StatusCode::SERVICE_UNAVAILABLE,
@@ -53,7 +60,7 @@ pub(super) async fn tail(unisono: Handle, request: HttpRequest) -> Result<HttpRe
         Some((Ok::<Bytes, actix_web::Error>(page), pages))
     });
     let mut response = HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "application/x-ndjson"))
+        .insert_header((CONTENT_TYPE, NDJSON))
         .insert_header((CACHE_CONTROL, "no-store"))
         // nginx would gather lines before it passes them on.
         .insert_header(("X-Accel-Buffering", "no"))
