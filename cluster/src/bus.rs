@@ -31,8 +31,9 @@ pub trait Bus: 'static {
     /// As [`Bus::subscribe`], and of all nodes that have subscribed so to the subject, one gets each message.
     fn subscribe_shared(&self, subject: Subject) -> impl Future<Output = Self::Subscription>;
 
-    /// Ends a subscription without losing what the bus has sent already: that still comes, and then the stream ends.
-    fn drain(&self, subscription: &mut Self::Subscription) -> impl Future<Output = ()>;
+    /// Ends a subscription with so many more messages: those that the bus has sent already, and others up to that number.
+    /// None of them is lost, where the bus has sent no more than that already. Then the stream ends.
+    fn drain(&self, subscription: &mut Self::Subscription, more: u64) -> impl Future<Output = ()>;
 
     /// How the connection does now.
     fn status(&self) -> BusStatus;

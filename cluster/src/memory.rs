@@ -171,7 +171,8 @@ impl Bus for MemoryBus {
         self.add(subject, true)
     }
 
-    async fn drain(&self, subscription: &mut MemorySubscription) {
+    /// What was sent is there: nothing is on its way that could be lost.
+    async fn drain(&self, subscription: &mut MemorySubscription, _: u64) {
         self.hub.lock().unsubscribe(subscription);
     }
 

@@ -80,7 +80,11 @@ struct Seen {
 }
 
 /// Messages of one subscription.
-pub struct NatsSubscription(Option<Subscriber>);
+pub struct NatsSubscription {
+    subscriber: Option<Subscriber>,
+    /// Messages that came out of it.
+    taken: u64,
+}
 
 /// A request and its reply over a NATS server, and nothing else: what a call to another node takes at least. The
 /// replies come from a connection and a thread of their own, as those of another node do.
@@ -207,7 +211,7 @@ impl Bus for NatsBus {
     async fn subscribe(&self, subject: Subject) -> NatsSubscription {
         let subscriber = self.client.subscribe(subject.as_str().to_owned()).await;
         // Subjects come from the codec, so only a client that is closed refuses: there is nothing to hear.
-        NatsSubscription(subscriber.ok())
+        NatsSubscription::new(subscriber.ok())
     }
 
     async fn subscribe_shared(&self, subject: Subject) -> NatsSubscription {
@@ -216,13 +220,19 @@ impl Bus for NatsBus {
             .client
             .queue_subscribe(subject, QUEUE_GROUP.to_owned())
             .await;
-        NatsSubscription(subscriber.ok())
+        NatsSubscription::new(subscriber.ok())
     }
 
-    async fn drain(&self, subscription: &mut NatsSubscription) {
-        if let Some(subscriber) = &mut subscription.0 {
+    /// The client forgets a subscription before the server does, and what comes in between is lost, also when it drains
+    /// (0.51: it does not wait for the answer to its PING). With a number, both end after the same message.
+    async fn drain(&self, subscription: &mut NatsSubscription, more: u64) {
+        let NatsSubscription { subscriber, taken } = subscription;
+        if let Some(subscriber) = subscriber {
             // Only a client that is closed refuses, and then the stream has ended.
-            let _ = subscriber.drain().await;
+            let _ = match more {
+                0 => subscriber.drain().await,
+                more => subscriber.unsubscribe_after(*taken + more).await,
+            };
         }
     }
 
@@ -264,14 +274,27 @@ fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     (value.len() <= TRACEPARENT_BYTES_MAX).then(|| value.into())
 }
 
+impl NatsSubscription {
+    fn new(subscriber: Option<Subscriber>) -> Self {
+        Self {
+            subscriber,
+            taken: 0,
+        }
+    }
+}
+
 impl Stream for NatsSubscription {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        let Some(subscriber) = &mut self.0 else {
+        let Some(subscriber) = &mut self.subscriber else {
             return Poll::Ready(None);
         };
-        Pin::new(subscriber).poll_next(cx).map(|message| {
+        let message = Pin::new(subscriber).poll_next(cx);
+        if let Poll::Ready(Some(_)) = &message {
+            self.taken += 1;
+        }
+        message.map(|message| {
             message.map(|message| Message {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
                 traceparent: message.headers.as_ref().and_then(traceparent),

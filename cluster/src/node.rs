@@ -675,6 +675,8 @@ impl Node {
             readers: JoinSet::new(),
             room_subscriptions,
             room_handles: HashMap::new(),
+            link: self.link.subscribe(),
+            may_serve: true,
             serving: None,
             deferred: HashSet::new(),
             there: there_receiver.clone(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use unisono_tests::{
     Api, Client, Departure, Nginx, Node, Process, Returning, Sandbox, eventually, python,
@@ -177,6 +178,7 @@ async fn an_orderly_restart_loses_nothing_and_tells_nobody_of_a_gap() {
     let nginx = Nginx::shipped(&sandbox.nodes).await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut crowd = crowd(&nginx, &sandbox.nodes, directory.path()).await;
+    let application = Application::start(&sandbox.nats[0].url()).await;
 
     for _ in 0..3 {
         let mut node = sandbox.nodes.remove(0);
@@ -186,6 +188,7 @@ async fn an_orderly_restart_loses_nothing_and_tells_nobody_of_a_gap() {
         sandbox.all_know_each_other().await;
     }
 
+    application.was_always_answered().await;
     crowd.terminate();
     assert_eq!(crowd.exited().await.code(), Some(0), "{}", crowd.stderr());
     let stdout = crowd.stdout();
@@ -209,6 +212,36 @@ async fn an_orderly_restart_loses_nothing_and_tells_nobody_of_a_gap() {
         for answer in answers.as_object().expect("a count of each").keys() {
             assert!(expected.contains(&answer.as_str()), "{publisher}: {report}");
         }
+    }
+}
+
+/// Asks over NATS, whichever node serves it, one request after the other.
+struct Application {
+    task: tokio::task::JoinHandle<u64>,
+    enough: watch::Sender<bool>,
+}
+
+impl Application {
+    async fn start(nats: &str) -> Self {
+        let bus = async_nats::connect(nats).await.expect("a NATS server");
+        let (enough, stop) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let mut asked = 0;
+            while !*stop.borrow() {
+                let body = json!({"room": "/elsewhere", "event": "n"}).to_string();
+                let answer = bus.request("unisono.api.publish", body.into()).await;
+                let answer = answer.unwrap_or_else(|error| panic!("after {asked}: {error}"));
+                assert_eq!(answer.payload, r#"{"status":"sent"}"#, "after {asked}");
+                asked += 1;
+            }
+            asked
+        });
+        Self { task, enough }
+    }
+
+    async fn was_always_answered(self) {
+        let _ = self.enough.send(true);
+        assert!(self.task.await.expect("each request is answered") > 0);
     }
 }
 

@@ -13,7 +13,7 @@ use proto::envelope::{Act, Answer, Body, Envelope, Request, Status, Target};
 use proto::wire::WireError;
 use proto::{Audience, NodeId, wire};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, warn};
 
 use super::{Call, Event, Input, Parcel, Responder, Traffic};
@@ -43,6 +43,9 @@ pub(super) struct Reader {
 
 /// How often to say that somebody else uses this node's id.
 const DOUBLE_WARNED_EVERY: Duration = Duration::from_secs(10);
+
+/// For how long a node that stops looks how many requests come.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a subscription is for.
 #[derive(Clone, Copy)]
@@ -115,18 +118,29 @@ impl Reader {
     ) {
         let mut ended = None;
         let mut requests = ReadAhead::new(requests, self.incoming.clone(), Class::Data);
+        let mut came = 0;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                biased;
                 end = &mut end, if ended.is_none() => match end {
                     Ok(told) => {
-                        bus.drain(requests.subscription()).await;
                         ended = Some(told);
+                        came = 0;
+                        look.reset();
                     }
                     Err(_) => return,
                 },
+                // Where none came, none is on its way. Else as many more are taken as come in half that time, which is
+                // more than can be on their way.
+                _ = look.tick(), if ended.is_some() => {
+                    let more = if came == 0 { 0 } else { came / 2 + 1 };
+                    came = 0;
+                    bus.drain(requests.subscription(), more).await;
+                }
                 message = requests.next() => match message {
                     Some(message) => {
+                        came += 1;
                         self.traffic.count(&message.payload);
                         requests.during(self.on_api(message)).await;
                     }

@@ -42,7 +42,11 @@ pub(super) struct Control<B: Bus> {
     pub(super) room_subscriptions: mpsc::UnboundedSender<RoomSubscription<B>>,
     /// End the subscription of a room.
     pub(super) room_handles: HashMap<RoomName, AbortHandle>,
-    /// Ends the reader of applications' requests.
+    /// As the host sees the link. Requests of applications are not taken before it is proved for the first time: until
+    /// then they would reach this node only, and their answers nobody.
+    pub(super) link: watch::Receiver<LinkState>,
+    pub(super) may_serve: bool,
+    /// Ends the reader of those requests.
     pub(super) serving: Option<oneshot::Sender<oneshot::Sender<()>>>,
     /// Rooms to subscribe to when the bus is there.
     pub(super) deferred: HashSet<RoomName>,
@@ -85,17 +89,11 @@ impl<B: Bus> Control<B> {
             let reader = self.reader.clone().run(subscription, kind);
             self.readers.spawn_local(reader);
         }
-        let requests = self.subjects.api();
-        let requests = self.writer.bus.subscribe_shared(requests).await;
-        let (serving, end) = oneshot::channel();
-        self.serving = Some(serving);
-        let bus = Rc::clone(&self.writer.bus);
-        let reader = self.reader.clone().serve(bus, requests, end);
-        self.readers.spawn_local(reader);
         loop {
             tokio::select! {
                 biased;
                 Some(op) = rooms.recv() => self.on_room(op).await,
+                () = proved(&mut self.link), if self.may_serve => self.serve().await,
                 Some(parcel) = urgent.recv() => {
                     if parcel.is_heartbeat() && self.writer.said_goodbye.get() {
                         continue;
@@ -151,11 +149,23 @@ impl<B: Bus> Control<B> {
                 }
             }
             RoomOp::StopServing(told) => {
+                self.may_serve = false;
                 if let Some(serving) = self.serving.take() {
                     let _ = serving.send(told);
                 }
             }
         }
+    }
+
+    async fn serve(&mut self) {
+        self.may_serve = false;
+        let requests = self.subjects.api();
+        let requests = self.writer.bus.subscribe_shared(requests).await;
+        let (serving, end) = oneshot::channel();
+        self.serving = Some(serving);
+        let bus = Rc::clone(&self.writer.bus);
+        let reader = self.reader.clone().serve(bus, requests, end);
+        self.readers.spawn_local(reader);
     }
 
     async fn subscribe(&mut self, room: RoomName) {
@@ -177,6 +187,12 @@ impl<B: Bus> Control<B> {
         let _ = self.room_subscriptions.send(subscription);
         self.room_handles.insert(room, handle);
     }
+}
+
+/// Waits until the link is there, and proved.
+async fn proved(link: &mut watch::Receiver<LinkState>) {
+    // Without a sender the loop has ended, and this lane ends with it.
+    let _ = link.wait_for(|state| *state == LinkState::Connected).await;
 }
 
 /// Waits until the bus is not there.

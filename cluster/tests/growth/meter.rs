@@ -169,8 +169,8 @@ impl<B: Bus> Bus for Metered<B> {
             .subscribe(self.bus.subscribe_shared(subject).await)
     }
 
-    async fn drain(&self, subscription: &mut Self::Subscription) {
-        self.bus.drain(&mut subscription.subscription).await;
+    async fn drain(&self, subscription: &mut Self::Subscription, more: u64) {
+        self.bus.drain(&mut subscription.subscription, more).await;
     }
 
     fn status(&self) -> BusStatus {
