@@ -130,6 +130,33 @@ mod tests {
         assert_ne!(signature("c2VjcmV0"), signature("secret"));
     }
 
+    #[tokio::test]
+    async fn a_secret_is_rotated_by_writing_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "whsec_b25l\n").unwrap();
+        let mut config = config::Sources::default().load().unwrap().config.hooks;
+        config.secret_file = file.clone();
+        let outside = tokio::runtime::Handle::current();
+        let reload = Reload::new(std::time::Duration::from_secs(10), &outside);
+        let followed = Signer::follow(&config, &reload).unwrap().expect("a secret");
+        let signs = |secret: &str| {
+            let headers = |signer: &Signer| signer.headers("id", UNIX_EPOCH, b"");
+            headers(&followed.get()) == headers(&Signer::new(secret).unwrap())
+        };
+        assert!(signs("one"));
+        for (text, secret) in [
+            ("two", "two"),
+            ("whsec_?", "two"),
+            ("", "two"),
+            ("three", "three"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            reload.look().await;
+            assert!(signs(secret), "{text}");
+        }
+    }
+
     #[test]
     fn what_is_no_key_is_refused_and_not_told() {
         for secret in ["", "whsec_", "whsec_hush, hush"] {

@@ -60,11 +60,12 @@ impl Hook {
         signer: Option<Current<Signer>>,
         outside: &Handle,
     ) -> anyhow::Result<Self> {
+        let signer = signer.context("auth.hook_url needs hooks.secret or hooks.secret_file")?;
         Ok(Self {
             client: fetch::client(&config.hook_url).context("auth.hook_url")?,
             url: config.hook_url.clone(),
             timeout: config.hook_timeout,
-            signer: signer.context("auth.hook_url needs hooks.secret or hooks.secret_file")?,
+            signer,
             outside: outside.clone(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             complaints: Seldom::default(),
