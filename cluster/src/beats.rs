@@ -54,7 +54,7 @@ impl Beats {
         }
         let open = self.open_until.is_none_or(|until| now < until);
         let expected = match self.latest.insert(node, number) {
-            Some(latest) => number == latest + 1,
+            Some(latest) => latest.checked_add(1) == Some(number),
             // Up for a while, and never heard of.
             None => open,
         };

@@ -5,12 +5,10 @@
 //! here knows what a socket is made of: a host that can deliver publications and answer requests is
 //! all that it asks for.
 
-mod asks;
 mod beats;
 mod budget;
 mod bus;
-mod calls;
-mod connections;
+mod epoch;
 mod incoming;
 mod interest;
 mod link;
@@ -20,13 +18,13 @@ mod missed;
 mod nats;
 mod node;
 mod occupancy;
+mod pending;
 mod retractable;
+mod seldom;
 mod subject;
 
-pub use asks::AskError;
 pub use budget::{Budget, Permit};
 pub use bus::{Bus, BusStatus, Message, Outgoing, PublishError};
-pub use calls::{CallError, Gathered};
 pub use link::LinkState;
 pub use membership::{Peer, Unreadable};
 pub use memory::{MemoryBus, MemoryHub};
@@ -34,4 +32,6 @@ pub use nats::{
     CLIENT_LOG_TARGET, NatsAuth, NatsBus, NatsConfig, NatsError, RoundTrip, check_server,
 };
 pub use node::{Call, Cluster, Config, Event, Load, Node, Responder, Sent, start};
+pub use pending::{AskError, CallError, Gathered};
+pub use seldom::Seldom;
 pub use subject::{ClusterName, ClusterNameError, Subject, Subjects};

@@ -17,9 +17,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::runtime;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::{Bus, BusStatus, Message, Outgoing, PublishError, Subject};
+use crate::{Bus, BusStatus, Message, Outgoing, PublishError, Seldom, Subject};
 
 /// How to reach NATS.
 #[derive(Clone, Debug)]
@@ -103,6 +104,16 @@ pub struct NatsError(String);
 /// The target of the client's own log lines, which say again what this file says.
 pub const CLIENT_LOG_TARGET: &str = "async_nats";
 
+/// What the server refuses, such as a subject without the right to it: it may say so for each message.
+static SERVER_ERRORS: Seldom = Seldom::new();
+
+/// Connections that were made, and lost: a server that accepts and hangs up does so for ever.
+static CONNECTS: Seldom = Seldom::new();
+static DISCONNECTS: Seldom = Seldom::new();
+
+/// What the client could not do, such as a connection, which it tries for ever.
+static CLIENT_ERRORS: Seldom = Seldom::new();
+
 /// The queue group of what one node of all has to serve.
 const QUEUE_GROUP: &str = "unisono";
 
@@ -175,14 +186,32 @@ fn full_jitter(attempts: usize, max: Duration) -> Duration {
 /// is asked for.
 fn note(event: &Event, seen: &Seen) {
     match event {
-        Event::Connected => info!("bus connected"),
-        Event::Disconnected => warn!("bus disconnected"),
+        Event::Connected => {
+            if let Some(times) = CONNECTS.add(Instant::now(), 1) {
+                info!(times, "bus connected");
+            }
+        }
+        Event::Disconnected => {
+            if let Some(times) = DISCONNECTS.add(Instant::now(), 1) {
+                warn!(times, "bus disconnected");
+            }
+        }
         Event::SlowConsumer(_) => {
             seen.overflows.fetch_add(1, Ordering::Relaxed);
         }
         Event::LameDuckMode => info!("nats server is in lame duck mode"),
-        Event::ServerError(error) => warn!(%error, "nats server"),
-        Event::ClientError(error) => warn!(%error, "nats client"),
+        Event::ServerError(error) => {
+            metrics::counter!("unisono_bus_errors_total").increment(1);
+            if let Some(errors) = SERVER_ERRORS.add(Instant::now(), 1) {
+                warn!(%error, errors, "nats server");
+            }
+        }
+        Event::ClientError(error) => {
+            metrics::counter!("unisono_bus_errors_total").increment(1);
+            if let Some(errors) = CLIENT_ERRORS.add(Instant::now(), 1) {
+                warn!(%error, errors, "nats client");
+            }
+        }
         Event::Closed => seen.closed.store(true, Ordering::Release),
         Event::Draining => {}
     }

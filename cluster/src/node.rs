@@ -1,18 +1,21 @@
-//! One node's side of the bus: the loop that keeps membership, interest and calls, the writer that owns
+//! One node's side of the bus: the loop that keeps membership and interest, the writer that owns
 //! the connection's outgoing order, and a reader for each subscription. All of it runs on one thread;
 //! the rest of the program talks to it through [`Cluster`] and hears from it through [`Event`]s.
 //!
 //! ```text
-//!  Cluster ── publications ─────────────▶ data ──┐
-//!     │                                          ├─▶ writer ─▶ Bus ─▶ readers ── publications, requests ─▶ Event
-//!     └── calls, wishes ─▶ Node ─▶ urgent, rooms ┘                      │
-//!                           ▲──────────── answers, heartbeats ──────────┘
+//!  Cluster ── publications, requests ───▶ data ──┐
+//!     │ ▲                                        ├─▶ writer ─▶ Bus ─▶ readers ── publications, requests ─▶ Event
+//!     │ └─────────────── answers ────────────────│──────────────────────┤
+//!     └── wishes ───────▶ Node ─▶ urgent, rooms ┘                       │
+//!                           ▲──────────── heartbeats, probes ───────────┘
 //! ```
 
+mod asking;
 mod core;
 mod reader;
 mod writer;
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,12 +30,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::asking::Asking;
 use self::core::{Core, RETRACTABLE_MAX};
 use self::reader::Reader;
 use self::writer::{Control, Data, Writer};
-use crate::asks::Asks;
 use crate::beats::Beats;
-use crate::calls::Calls;
+use crate::epoch::Epochs;
 use crate::incoming::{Incoming, Share};
 use crate::interest::Interest;
 use crate::link::Link;
@@ -76,6 +79,8 @@ pub struct Config {
     pub queue_messages_max: usize,
     /// Bytes of messages that may wait between the bus and the host, over all subscriptions; more are dropped and told.
     pub incoming_bytes_max: usize,
+    /// Requests to other nodes and to applications that may wait for their answers.
+    pub pending_max: usize,
 }
 
 /// What a host tells of itself in heartbeats.
@@ -177,8 +182,8 @@ pub struct Cluster {
     link: watch::Receiver<LinkState>,
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
-    asks: Asks,
     incoming: Incoming,
+    asking: Asking,
 }
 
 /// The side that runs on the bus's own thread.
@@ -195,19 +200,13 @@ pub struct Node {
     link: watch::Sender<LinkState>,
     payload_max: Arc<AtomicUsize>,
     missed: Arc<Mutex<Missed>>,
-    asks: Asks,
     incoming: Incoming,
+    there: watch::Sender<bool>,
+    asking: Asking,
 }
 
+/// What the host wants to know of the loop.
 enum Command {
-    Call(
-        NodeId,
-        Box<Request>,
-        Option<Permit>,
-        oneshot::Sender<Gathered>,
-    ),
-    CallAll(Box<Request>, oneshot::Sender<Gathered>),
-    PublishConfirmed(Box<Publication>, Permit, oneshot::Sender<Gathered>),
     Peers(oneshot::Sender<Vec<Peer>>),
     Unreadable(oneshot::Sender<Vec<Unreadable>>),
     StopServing(oneshot::Sender<()>),
@@ -249,8 +248,12 @@ enum Input {
     Goodbye(NodeId),
     /// A node that is up, and cannot be read.
     Stranger(NodeId, u32),
-    Answer(u64, NodeId, Answer),
+    /// The answer to a probe of the loop.
+    Answer(u64, NodeId),
+    /// Nobody listens where the loop has sent something.
     NoResponders(u64),
+    /// A node does not listen where somebody has asked it something.
+    NotListening(NodeId),
     NotSubscribed(RoomName, Responder),
     /// Counted for as long as it waits: one may tell of a thousand rooms.
     Occupancy(NodeId, envelope::Occupancy, Share),
@@ -291,9 +294,10 @@ pub fn start(
     let (link, link_receiver) = watch::channel(LinkState::Connecting);
     let payload_max = Arc::new(AtomicUsize::new(usize::MAX));
     let missed = Arc::new(Mutex::new(Missed::default()));
-    let asks = Asks::default();
     let incoming = Incoming::new(config.incoming_bytes_max);
     let subjects = Arc::new(Subjects::new(config.cluster.clone()));
+    let (there, there_receiver) = watch::channel(false);
+    let asking = Asking::new(&config, Arc::clone(&subjects), data.clone(), there_receiver);
     let cluster = Cluster {
         node: config.node,
         alone: config.alone,
@@ -304,8 +308,8 @@ pub fn start(
         link: link_receiver,
         payload_max: Arc::clone(&payload_max),
         missed: Arc::clone(&missed),
-        asks: asks.clone(),
         incoming: incoming.clone(),
+        asking: asking.clone(),
     };
     let node = Node {
         config,
@@ -320,8 +324,9 @@ pub fn start(
         link,
         payload_max,
         missed,
-        asks,
         incoming,
+        there,
+        asking,
     };
     (cluster, node, events_receiver)
 }
@@ -357,19 +362,48 @@ impl Cluster {
 
     /// Sends a publication to the other nodes. The caller has seen that it [`fits`](Self::fits).
     pub fn publish(&self, publication: Publication, permit: Option<Permit>) -> Sent {
+        match self.send(publication, None, permit) {
+            true => Sent::ToAll,
+            false => Sent::LocalOnly,
+        }
+    }
+
+    /// As [`Cluster::publish`], in one order with it, and waits for every other node to say how many sockets it reached.
+    pub fn publish_confirmed(
+        &self,
+        publication: Publication,
+        permit: Permit,
+    ) -> impl Future<Output = Gathered> + use<> {
+        // Nodes without members of the room do not hear the publication; they are asked apart.
+        let elsewhere = match &publication.to {
+            Audience::Room(room) => Some(Request::NotSubscribed(room.clone())),
+            Audience::Everyone => None,
+        };
+        let confirmation = self.asking.confirm();
+        let sent = self.send(publication, Some(confirmation.reply()), Some(permit));
+        confirmation.sent(sent, elsewhere.as_ref())
+    }
+
+    /// Puts a publication into the queue to the bus. Where that takes none, others will be told that they missed it.
+    fn send(
+        &self,
+        publication: Publication,
+        reply: Option<Subject>,
+        permit: Option<Permit>,
+    ) -> bool {
         if self.alone {
-            return Sent::ToAll;
+            return true;
         }
         if self.link() == LinkState::Connected {
             let subject = self.subjects.audience(&publication.to);
             let body = Box::new(Body::Publication(publication));
             let parcel = Parcel {
                 subject,
-                reply: None,
+                reply,
                 what: What::Body(body, permit),
             };
             match self.data.try_send(parcel) {
-                Ok(()) => return Sent::ToAll,
+                Ok(()) => return true,
                 Err(error) => {
                     metrics::counter!("unisono_bus_dropped_total").increment(1);
                     lock(&self.missed).lose_parcel(error.into_inner());
@@ -379,18 +413,7 @@ impl Cluster {
             metrics::counter!("unisono_bus_dropped_total").increment(1);
             lock(&self.missed).lose(&publication.to);
         }
-        Sent::LocalOnly
-    }
-
-    /// As [`Cluster::publish`], and waits for every other node to say how many sockets it reached.
-    pub fn publish_confirmed(
-        &self,
-        publication: Publication,
-        permit: Permit,
-    ) -> impl Future<Output = Gathered> + use<> {
-        let publication = Box::new(publication);
-        self.command(|sender| Command::PublishConfirmed(publication, permit, sender))
-            .gathered()
+        false
     }
 
     /// Tells applications on the bus, whoever listens. The permit is for the text. What one caller tells and
@@ -410,13 +433,11 @@ impl Cluster {
         text: Bytes,
         permit: Permit,
     ) -> impl Future<Output = Result<Bytes, AskError>> + use<> {
-        let asking = self.asks.open();
-        let reply = self.subjects.ask_reply(self.node, asking.number());
-        let sent = self.to_applications(kind, text, permit, Some(reply));
-        async move {
-            sent?;
-            asking.answer().await
-        }
+        let asked = self.asking.application().and_then(|(waiting, reply)| {
+            self.to_applications(kind, text, permit, Some(reply))?;
+            Ok(waiting)
+        });
+        async move { asked?.first().await }
     }
 
     fn to_applications(
@@ -457,33 +478,20 @@ impl Cluster {
         let _ = self.wishes.send(wanted(held));
     }
 
-    /// Asks one node and waits for its answer. The permit is for what the request carries. What is asked of one node by one caller arrives in the
-    /// order of the calls.
+    /// Asks one node and waits for its answer. The permit is for what the request carries. What is asked of one node by
+    /// one caller arrives in the order of the calls, and of what the caller publishes.
     pub fn call(
         &self,
         node: NodeId,
         request: Request,
         permit: Option<Permit>,
     ) -> impl Future<Output = Result<Answer, CallError>> + use<> {
-        let request = Box::new(request);
-        let asked = self.command(|sender| Command::Call(node, request, permit, sender));
-        async {
-            let Gathered {
-                answers, missing, ..
-            } = asked.gathered().await;
-            match (answers.into_iter().next(), missing.first()) {
-                (Some((_, answer)), _) => Ok(answer),
-                (None, Some((_, error))) => Err(*error),
-                (None, None) => Err(CallError::Timeout),
-            }
-        }
+        self.asking.one(node, request, permit)
     }
 
     /// Asks all other nodes and waits for their answers.
-    pub fn call_all(&self, request: Request) -> impl Future<Output = Gathered> + use<> {
-        let request = Box::new(request);
-        self.command(|sender| Command::CallAll(request, sender))
-            .gathered()
+    pub fn call_all(&self, request: &Request) -> impl Future<Output = Gathered> + use<> {
+        self.asking.all(request)
     }
 
     /// The other nodes that are up.
@@ -527,7 +535,7 @@ impl Cluster {
     /// then, and can still be answered.
     pub async fn say_goodbye(&self) {
         if self.hand_over(What::Goodbye).await && !self.alone {
-            self.call_all(Request::Probe).await;
+            self.call_all(&Request::Probe).await;
         }
     }
 
@@ -546,30 +554,6 @@ impl Cluster {
             what: what(sender),
         };
         self.data.send(parcel).await.is_ok() && receiver.await.is_ok()
-    }
-
-    /// The command is on its way when this returns, before anybody awaits the answer.
-    fn command(&self, command: impl FnOnce(oneshot::Sender<Gathered>) -> Command) -> Asked {
-        let (sender, receiver) = oneshot::channel();
-        if let Err(error) = self.commands.try_send(command(sender)) {
-            metrics::counter!("unisono_bus_dropped_total").increment(1);
-            if let Command::PublishConfirmed(publication, ..) = error.into_inner() {
-                lock(&self.missed).lose(&publication.to);
-            }
-        }
-        Asked(receiver)
-    }
-}
-
-/// What comes back, once it does. A command that found no place in the queue comes back empty.
-struct Asked(oneshot::Receiver<Gathered>);
-
-impl Asked {
-    async fn gathered(self) -> Gathered {
-        self.0.await.unwrap_or(Gathered {
-            unasked: true,
-            ..Gathered::default()
-        })
     }
 }
 
@@ -644,8 +628,8 @@ impl Node {
             node: self.config.node,
             subjects: Arc::clone(&self.subjects),
             budget: self.budget,
-            asks: self.asks,
             incoming: self.incoming.clone(),
+            asking: self.asking.clone(),
             events: self.events.clone(),
             serve: Rc::new(serve),
             inputs,
@@ -654,8 +638,7 @@ impl Node {
                 messages: metrics::counter!("unisono_bus_received_messages_total"),
                 bytes: metrics::counter!("unisono_bus_received_bytes_total"),
             },
-            seen: Rc::default(),
-            warned_at: Rc::default(),
+            epochs: Rc::new(RefCell::new(Epochs::new(self.config.heartbeat_interval))),
         };
         let writer = Writer {
             bus: Rc::clone(&bus),
@@ -667,7 +650,8 @@ impl Node {
             },
             said_goodbye: Rc::default(),
         };
-        let (there, there_receiver) = watch::channel(false);
+        let there = self.there;
+        let there_receiver = there.subscribe();
         let control = Control {
             writer: writer.clone(),
             subjects: Arc::clone(&self.subjects),
@@ -712,7 +696,7 @@ impl Node {
                 self.config.lingering_rooms_max,
                 self.config.call_timeout,
             ),
-            calls: Calls::new(),
+            asking: self.asking,
             probes: HashMap::new(),
             heartbeat_due: now,
             overflows: 0,

@@ -25,16 +25,23 @@ struct Holding {
     held: HashSet<Held>,
     /// The number of the last change up to which nothing is missing.
     version: u64,
-    /// That number when a heartbeat told of a later one: the change may be on its way.
+    /// That number when a heartbeat told of another one: the change may be on its way.
     suspected_at: Option<u64>,
+    /// Heartbeats in a row that told of an earlier number than that: somebody else told of changes in the node's name.
+    doubts: u32,
     /// A snapshot that has come in part.
     part: Option<Part>,
     /// Changes that came after one that is missing, by their numbers: whether it has begun.
     later: BTreeMap<u64, (Held, bool)>,
 }
 
-/// Changes to remember until a snapshot comes; with more, it may be asked for again.
+/// Changes to remember until a snapshot comes; with more, it may be asked for again. A number further ahead than that
+/// is not believed.
 const LATER_MAX: usize = 10_000;
+
+/// After so many heartbeats that tell of an earlier number than is known, the node itself is believed. A heartbeat may
+/// overtake changes, and be older than they are, but not so many of them in a row.
+const DOUBTS_MAX: u32 = 3;
 
 #[derive(Debug)]
 struct Part {
@@ -106,11 +113,12 @@ impl Occupancy {
         begun: bool,
     ) -> Option<Turn> {
         let holding = self.nodes.entry(node).or_default();
-        if version <= holding.version {
+        if version <= holding.version || version - holding.version > LATER_MAX as u64 {
             return None;
         }
-        if version == holding.version + 1 {
+        if version - holding.version == 1 {
             holding.version = version;
+            holding.doubts = 0;
         } else if holding.later.len() < LATER_MAX {
             holding.later.insert(version, (held.clone(), begun));
         }
@@ -125,11 +133,16 @@ impl Occupancy {
         if latest == self.version(node) {
             if let Some(holding) = self.nodes.get_mut(&node) {
                 holding.suspected_at = None;
+                holding.doubts = 0;
                 holding.later = holding.take_later();
             }
             return false;
         }
         let holding = self.nodes.entry(node).or_default();
+        holding.doubts = match latest < holding.version {
+            true => holding.doubts.saturating_add(1),
+            false => 0,
+        };
         holding.suspected_at.replace(holding.version) == Some(holding.version)
     }
 
@@ -162,17 +175,22 @@ impl Occupancy {
             return Vec::new();
         }
         if version < holding.version {
-            // Of before what is known by now, with nothing missing.
-            return Vec::new();
+            if holding.doubts < DOUBTS_MAX {
+                // Of before what is known by now, with nothing missing.
+                return Vec::new();
+            }
+            // Changes beyond it were somebody else's.
+            holding.later.clear();
         }
         holding.version = version;
+        holding.doubts = 0;
         let mut now = part.held;
         for (number, (held, begun)) in holding.take_later() {
             match begun {
                 true => now.insert(held.clone()),
                 false => now.remove(&held),
             };
-            if number == holding.version + 1 {
+            if number - holding.version == 1 {
                 holding.version = number;
             } else {
                 holding.later.insert(number, (held, begun));
@@ -253,6 +271,27 @@ mod tests {
             more,
             held: names.iter().map(|name| room(name)).collect(),
         }
+    }
+
+    #[test]
+    fn a_number_that_was_forged_is_believed_for_some_heartbeats_only() {
+        let node = NodeId::new(1);
+        let mut occupancy = Occupancy::default();
+        occupancy.changed(node, 1, room("own"), true);
+        assert_eq!(occupancy.changed(node, u64::MAX, room("far"), true), None);
+        let forged = occupancy.snapshot(node, snapshot(u64::MAX, 0, false, &["forged"]));
+        assert_eq!(forged.len(), 2, "one has ended, one begun");
+        assert_eq!(
+            occupancy.snapshot(node, snapshot(1, 0, false, &["own"])),
+            []
+        );
+        assert_eq!(occupancy.changed(node, 2, room("next"), true), None);
+        let asked = [1, 2, 2, 2].map(|latest| occupancy.heard(node, latest));
+        assert_eq!(asked, [false, true, true, true]);
+        let turns = occupancy.snapshot(node, snapshot(2, 0, false, &["own", "next"]));
+        assert_eq!(turns.len(), 3);
+        assert!(!occupancy.heard(node, 2));
+        assert!(occupancy.changed(node, 3, room("new"), true).is_some());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use proto::envelope::{Act, Answer, Held, Request, Seat, Status, Target};
+use proto::envelope::{Act, Answer, Heartbeat, Held, Request, Seat, Status, Target};
 use proto::{Audience, NodeId, Payload, Publication, RoomName, SocketId};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
@@ -84,6 +84,7 @@ impl Sim {
             lingering_rooms_max: 10_000,
             queue_messages_max: 1_000,
             incoming_bytes_max: 64 << 20,
+            pending_max: 1_000,
         };
         let (cluster, node, mut events) = start(config, Budget::new(1 << 20), Load::default);
         let seen = Rc::new(RefCell::new(Seen::default()));
@@ -628,7 +629,93 @@ fn a_confirmed_publication_counts_sockets_on_every_node() {
             .publish_confirmed(publication, permit())
             .await;
         assert_eq!(gathered.answers, [(b, Answer::Count(2))]);
-        assert_eq!(gathered.missing, [(c, CallError::Timeout)]);
+        assert_eq!(gathered.missing, [(c, CallError::NodeGone)]);
+    });
+}
+
+/// Confirmed or not, awaited or not: what one caller sends leaves in the order of its calls.
+#[test]
+fn confirmed_and_plain_publications_arrive_in_the_order_of_the_calls() {
+    story(async || {
+        let sim = Sim::start(2).await;
+        sim.cluster(1).want(room("r"));
+        sleep(A_WHILE).await;
+        let budget = Budget::new(1 << 20);
+        let mut waiting = Vec::new();
+        let mut sent = Vec::new();
+        for number in 0..100 {
+            let text = number.to_string();
+            let publication = match number % 2 {
+                0 => to_room("r", &text),
+                _ => to_all(&text),
+            };
+            sent.push(text);
+            if number % 3 == 0 {
+                let permit = budget.try_acquire(1).expect("there is room");
+                let publication = Publication {
+                    confirm: true,
+                    ..publication
+                };
+                waiting.push(sim.cluster(0).publish_confirmed(publication, permit));
+            } else {
+                sim.cluster(0).publish(publication, None);
+            }
+        }
+        sleep(A_WHILE).await;
+        assert_eq!(sim.texts(1), sent);
+        for confirmed in waiting {
+            assert_eq!(confirmed.await.answers.len(), 1);
+        }
+    });
+}
+
+/// The bus may notice the death of a node later than a request is sent to it: the request is lost, and nobody says so.
+#[test]
+fn a_node_that_does_not_answer_is_asked_whether_it_is_there() {
+    use unisono_cluster::{Bus, Outgoing, Subjects};
+    story(async || {
+        let sim = Sim::start(1).await;
+        let subjects = Subjects::new(ClusterName::parse("sim").unwrap());
+        let id = NodeId::new(77);
+        let silent = sim.hub.connect();
+        let requests = silent.subscribe(subjects.request(id)).await;
+        let heartbeat = Heartbeat {
+            name: "silent".to_owned(),
+            version: "0".to_owned(),
+            started_at_ms: 0,
+            sockets: 0,
+            rooms: 0,
+            draining: false,
+            occupancy: 0,
+            number: 1,
+        };
+        let payload = proto::wire::encode(&proto::Envelope {
+            origin: id,
+            connection: 1,
+            body: proto::Body::Heartbeat(heartbeat),
+        });
+        let outgoing = Outgoing {
+            subject: subjects.heartbeat(),
+            reply: None,
+            payload,
+        };
+        silent.publish(outgoing).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(sim.peers(0).await, [id]);
+
+        let begun = tokio::time::Instant::now();
+        let frozen = sim.cluster(0).call(id, emit(77), None).await;
+        assert_eq!(frozen, Err(CallError::Timeout), "somebody listens");
+        assert_eq!(begun.elapsed().as_millis(), CALL_TIMEOUT.as_millis());
+
+        let begun = tokio::time::Instant::now();
+        let call = sim.cluster(0).call(id, emit(77), None);
+        let all = sim.cluster(0).call_all(&Request::Drain);
+        drop(requests);
+        assert_eq!(call.await, Err(CallError::NodeGone));
+        assert_eq!(all.await.missing, [(id, CallError::NodeGone)]);
+        assert!(begun.elapsed() < CALL_TIMEOUT);
+        assert!(sim.peers(0).await.is_empty());
     });
 }
 
@@ -637,7 +724,7 @@ fn a_partial_answer_names_who_is_missing() {
     story(async || {
         let sim = Sim::start(3).await;
         sim.hub.cut(2);
-        let gathered = sim.cluster(0).call_all(Request::Probe).await;
+        let gathered = sim.cluster(0).call_all(&Request::Probe).await;
         assert_eq!(gathered.answers.len(), 1);
         assert_eq!(gathered.missing.len(), 1);
         assert_eq!(gathered.missing[0].0, NodeId::new(2));

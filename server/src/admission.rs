@@ -116,11 +116,11 @@ async fn decide(
         let accept = match timeout(limit, caught).await {
             Ok(Ok(accept)) => accept?,
             Ok(Err(_)) => {
-                warn!("on_handshake panicked");
+                complain("it panicked");
                 return Err(handler_failed());
             }
             Err(_) => {
-                warn!(?limit, "on_handshake took too long");
+                complain(format_args!("it took longer than {limit:?}"));
                 let message = "the application does not answer handshakes";
                 return Err(Refusal::unavailable("unavailable", message));
             }
@@ -146,10 +146,20 @@ async fn decide(
 /// Why no room that is new to the node finds a place.
 pub const TOO_MANY_ROOMS: &str = "the node has too many rooms";
 
+/// Handshakes that the application's handler did not decide.
+static UNDECIDED: Seldom = Seldom::new();
+
+/// Any client can make the handler fail once more.
+fn complain(why: impl std::fmt::Display) {
+    if let Some(handshakes) = UNDECIDED.add(Instant::now(), 1) {
+        warn!(%why, handshakes, "on_handshake failed");
+    }
+}
+
 fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
     if let Some(user) = accept.user {
         let user = UserName::parse(&user).map_err(|error| {
-            warn!(%error, "on_handshake gave a bad name of a user");
+            complain(format_args!("it gave a bad name of a user: {error}"));
             handler_failed()
         })?;
         grant.user = Some(user);
@@ -157,7 +167,7 @@ fn accepted(accept: Accept, grant: &mut Grant) -> Result<Context, Refusal> {
     if let Some(rooms) = accept.rooms {
         let patterns = rooms.iter().map(|pattern| Pattern::parse(pattern));
         let patterns = patterns.collect::<Result<_, _>>().map_err(|error| {
-            warn!(%error, "on_handshake gave a bad pattern");
+            complain(format_args!("it gave a bad pattern: {error}"));
             handler_failed()
         })?;
         grant.within = Some(patterns);

@@ -119,6 +119,7 @@ pub struct Cluster {
     pub room_linger: Duration,
     pub lingering_rooms: usize,
     pub queue_messages: usize,
+    pub pending_requests: usize,
     pub subscription_messages: usize,
     #[serde(deserialize_with = "size")]
     pub incoming_bytes: usize,

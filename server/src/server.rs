@@ -603,6 +603,7 @@ fn cluster_config(
         lingering_rooms_max: settings.lingering_rooms,
         queue_messages_max: settings.queue_messages,
         incoming_bytes_max: settings.incoming_bytes,
+        pending_max: settings.pending_requests,
     }
 }
 

@@ -402,7 +402,7 @@ impl Unisono {
         read: fn(Answer) -> T,
     ) -> impl Future<Output = Partial<T>> + use<T> {
         let kind = Kind::of(&request);
-        let elsewhere = self.shared.cluster.call_all(request.clone());
+        let elsewhere = self.shared.cluster.call_all(&request);
         let here = self.ask_here(request, permit);
         async move {
             let here = here.await;

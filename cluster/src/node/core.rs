@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
-use proto::envelope::{self, Answer, Body, Heartbeat, Held, Publication, Request, Told};
+use proto::envelope::{self, Answer, Body, Heartbeat, Held, Request, Told};
 use proto::{Audience, NodeId, RoomName, wire};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::asking::Asking;
 use super::{
     Command, Config, Event, Input, Load, Parcel, Responder, RoomOp, TICK, Wanted, What, lock,
 };
 use crate::beats::Beats;
-use crate::calls::Calls;
 use crate::incoming::Incoming;
 use crate::interest::{Interest, Wish};
 use crate::link::{Change, Link};
@@ -26,7 +26,12 @@ use crate::membership::{Membership, Strangers};
 use crate::missed::Missed;
 use crate::occupancy::{Occupancy, Snapshot, Turn};
 use crate::retractable::Retractable;
-use crate::{Bus, CallError, Gathered, LinkState, Peer, Permit, Subject, Subjects};
+use crate::{Bus, LinkState, Peer, Seldom, Subject, Subjects};
+
+/// Times that something of a node was lost between two NATS servers.
+static LOSSES: Seldom = Seldom::new();
+/// Nodes that speak a version of the protocol which this one does not read.
+static STRANGERS: Seldom = Seldom::new();
 
 /// Questions to the server that are remembered while it is silent; then the link is away.
 const LIVENESS_MAX: usize = 16;
@@ -47,9 +52,6 @@ const SNAPSHOT_HELD_MAX: usize = 1_000;
 /// Sockets of nodes that are gone of which is told in one tick: the way to the application is bounded.
 const SAID_IN_A_TICK_MAX: usize = 500;
 
-/// How long to wait for a node that nobody knows: it may have come up a moment ago, or never have been.
-const STRANGER_TIMEOUT: Duration = Duration::from_millis(300);
-
 /// The loop and its state. It never waits for the network.
 pub(super) struct Core<B> {
     pub(super) config: Config,
@@ -69,7 +71,7 @@ pub(super) struct Core<B> {
     pub(super) strangers: Strangers,
     pub(super) beats: Beats,
     pub(super) interest: Interest,
-    pub(super) calls: Calls,
+    pub(super) asking: Asking,
     /// The probes of the round under way: to the server, or to a peer.
     pub(super) probes: HashMap<u64, Option<NodeId>>,
     pub(super) heartbeat_due: Instant,
@@ -122,9 +124,9 @@ impl<B: Bus> Core<B> {
         });
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let dues = [self.calls.next_deadline(), self.interest.round_due()];
+            let round_due = self.interest.round_due();
             let due = async {
-                match dues.into_iter().flatten().min() {
+                match round_due {
                     Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
@@ -139,24 +141,12 @@ impl<B: Bus> Core<B> {
                 _ = tick.tick() => self.on_tick().await,
                 () = due => {}
             }
-            let now = Instant::now();
-            self.calls.expire(now);
-            self.advance_round(now).await;
+            self.advance_round(Instant::now()).await;
         }
     }
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Call(node, request, permit, sender) => {
-                self.call(&[node], &request, permit.as_ref(), sender);
-            }
-            Command::CallAll(request, sender) => {
-                let peers: Vec<_> = self.membership.ids().collect();
-                self.call(&peers, &request, None, sender);
-            }
-            Command::PublishConfirmed(publication, permit, sender) => {
-                self.publish_confirmed(*publication, permit, sender);
-            }
             Command::Peers(sender) => {
                 let _ = sender.send(self.membership.peers().cloned().collect());
             }
@@ -167,81 +157,6 @@ impl<B: Bus> Core<B> {
                 let _ = self.rooms.send(RoomOp::StopServing(sender));
             }
         }
-    }
-
-    fn call(
-        &mut self,
-        nodes: &[NodeId],
-        request: &Request,
-        permit: Option<&Permit>,
-        sender: oneshot::Sender<Gathered>,
-    ) {
-        let known = nodes.iter().all(|node| self.membership.knows(*node));
-        let (timeout, late) = if known {
-            (self.config.call_timeout, CallError::Timeout)
-        } else {
-            let timeout = self.config.call_timeout.min(STRANGER_TIMEOUT);
-            (timeout, CallError::NodeGone)
-        };
-        let deadline = Instant::now() + timeout;
-        let call = self
-            .calls
-            .open(nodes.iter().copied(), sender, deadline, late);
-        for node in nodes {
-            self.send_request(call, *node, request.clone(), permit.cloned());
-        }
-        self.calls.finish(call);
-    }
-
-    fn send_request(&mut self, call: u64, node: NodeId, request: Request, permit: Option<Permit>) {
-        let number = self.calls.message(call, Some(node));
-        let parcel = Parcel {
-            subject: self.subjects.request(node),
-            reply: Some(self.subjects.reply(self.config.node, number)),
-            what: What::Body(Box::new(Body::Request(request)), permit),
-        };
-        let there = self.link.state() == LinkState::Connected;
-        if self.config.alone {
-            self.calls.fail(number, node, CallError::NodeGone);
-        } else if !there || self.data.try_send(parcel).is_err() {
-            metrics::counter!("unisono_bus_dropped_total").increment(1);
-            self.calls.fail(number, node, CallError::Timeout);
-        }
-    }
-
-    fn publish_confirmed(
-        &mut self,
-        publication: Publication,
-        permit: Permit,
-        sender: oneshot::Sender<Gathered>,
-    ) {
-        let peers: Vec<_> = self.membership.ids().collect();
-        let deadline = Instant::now() + self.config.call_timeout;
-        let late = CallError::Timeout;
-        let call = self
-            .calls
-            .open(peers.iter().copied(), sender, deadline, late);
-        let number = self.calls.message(call, None);
-        let audience = publication.to.clone();
-        let parcel = Parcel {
-            subject: self.subjects.audience(&audience),
-            reply: Some(self.subjects.reply(self.config.node, number)),
-            what: What::Body(Box::new(Body::Publication(publication)), Some(permit)),
-        };
-        let there = self.link.state() == LinkState::Connected;
-        if !self.config.alone && (!there || self.data.try_send(parcel).is_err()) {
-            metrics::counter!("unisono_bus_dropped_total").increment(1);
-            lock(&self.missed).lose(&audience);
-            for peer in peers {
-                self.calls.fail(number, peer, CallError::Timeout);
-            }
-        } else if let Audience::Room(room) = audience {
-            // Nodes without members of the room do not hear the publication; they are asked apart.
-            for peer in peers {
-                self.send_request(call, peer, Request::NotSubscribed(room.clone()), None);
-            }
-        }
-        self.calls.finish(call);
     }
 
     async fn on_wish(&mut self, wanted: Wanted) {
@@ -463,7 +378,9 @@ impl<B: Bus> Core<B> {
                 let missed = self.beats.heard(peer, heartbeat.number, now);
                 // Of what was missed before the link was proved, sockets will be told all the same.
                 if missed && self.link.state() == LinkState::Connected && !self.proving_link {
-                    warn!(node = %peer, %name, "something of a node was lost on the way");
+                    if let Some(times) = LOSSES.add(now, 1) {
+                        warn!(node = %peer, %name, times, "something of a node was lost on the way");
+                    }
                     self.gap(None, "bus_outage").await;
                 }
                 if self.membership.heard(peer, heartbeat, now) {
@@ -488,9 +405,11 @@ impl<B: Bus> Core<B> {
             }
             Input::Goodbye(peer) => self.left(peer).await,
             Input::Stranger(node, version) => {
-                if self.strangers.heard(node, version, now) {
+                if self.strangers.heard(node, version, now)
+                    && let Some(nodes) = STRANGERS.add(now, 1)
+                {
                     let reads = wire::VERSIONS;
-                    warn!(%node, version, ?reads, "a node is up that speaks a version this one does not read: they do not hear each other");
+                    warn!(%node, nodes, version, ?reads, "a node is up that speaks a version this one does not read: they do not hear each other");
                 }
             }
             Input::Occupancy(peer, occupancy, _share) => {
@@ -515,10 +434,11 @@ impl<B: Bus> Core<B> {
                     self.snapshot_wanted.push(asker);
                 }
             }
-            Input::Answer(number, from, answer) => match self.probes.get(&number) {
-                Some(_) => self.interest.peer_answered(from),
-                None => self.calls.answer(number, from, answer),
-            },
+            Input::Answer(number, from) => {
+                if self.probes.contains_key(&number) {
+                    self.interest.peer_answered(from);
+                }
+            }
             Input::NoResponders(number) if self.liveness.contains(&number) => {
                 self.liveness.clear();
                 lock(&self.missed).confirm(number);
@@ -526,12 +446,9 @@ impl<B: Bus> Core<B> {
             Input::NoResponders(number) => match self.probes.get(&number).copied() {
                 Some(None) => self.interest.server_answered(),
                 Some(Some(peer)) => self.miss(peer),
-                None => {
-                    if let Some(peer) = self.calls.no_responders(number) {
-                        self.miss(peer);
-                    }
-                }
+                None => {}
             },
+            Input::NotListening(peer) => self.miss(peer),
             Input::NotSubscribed(room, responder) => {
                 if !self.interest.knows(&room) {
                     responder.respond(Answer::Count(0));
@@ -645,7 +562,7 @@ impl<B: Bus> Core<B> {
             self.send_heartbeat();
             #[cfg(feature = "next")]
             self.say_what_is_new();
-            let number = self.calls.number();
+            let number = self.asking.number();
             self.liveness.push(number);
             let surplus = self.liveness.len().saturating_sub(LIVENESS_MAX);
             self.liveness.drain(..surplus);
@@ -692,7 +609,9 @@ impl<B: Bus> Core<B> {
         }
     }
 
+    /// Who is up is known to whoever asks, and shown.
     fn count_nodes(&self) {
+        self.asking.set_peers(self.membership.ids());
         self.nodes.set(1.0 + self.membership.ids().count() as f64);
         self.nodes_unreadable.set(self.strangers.all().len() as f64);
     }
@@ -734,9 +653,8 @@ impl<B: Bus> Core<B> {
             self.urgent(subject, None, What::Body(Box::new(Body::Unknown), None));
         }
         for peer in self.membership.ids().collect::<Vec<_>>() {
-            let (sender, answered) = oneshot::channel();
             let asked = Instant::now();
-            self.call(&[peer], &Request::Unknown, None, sender);
+            let answered = self.asking.one(peer, Request::Unknown, None);
             spawn_local(async move {
                 let answered = answered.await;
                 let ms = asked.elapsed().as_millis();
@@ -819,18 +737,18 @@ impl<B: Bus> Core<B> {
 
     /// The answer comes here, or to everybody, among the publications: a node that is older knows that way only.
     fn ask_for_all(&mut self, peer: NodeId) {
-        let reply = self.subjects.reply(self.config.node, self.calls.number());
+        let reply = self.subjects.reply(self.config.node, self.asking.number());
         let request = Body::Request(Request::Occupancy);
         let what = What::Body(Box::new(request), None);
         self.urgent(self.subjects.request(peer), Some(reply), what);
     }
 
     fn probe_all(&mut self) {
-        let number = self.calls.number();
+        let number = self.asking.number();
         self.probes.insert(number, None);
         self.probe_server(number);
         for peer in self.membership.ids().collect::<Vec<_>>() {
-            let number = self.calls.number();
+            let number = self.asking.number();
             self.probes.insert(number, Some(peer));
             self.urgent(
                 self.subjects.request(peer),

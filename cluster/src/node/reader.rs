@@ -1,6 +1,6 @@
 //! What comes in.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, warn};
 
+use super::asking::Asking;
 use super::{Call, Event, Input, Parcel, Responder, Traffic};
-use crate::asks::Asks;
-use crate::connections::Connections;
+use crate::epoch::{Epochs, Heard};
 use crate::incoming::{Class, Incoming, ReadAhead};
-use crate::{AskError, Budget, Bus, Message, Subject, Subjects};
+use crate::pending::Found;
+use crate::{AskError, Budget, Bus, Message, Seldom, Subject, Subjects};
 
 /// Reads one subscription, or those of all rooms. Waits when the host is busy: the wait holds back what it reads only,
 /// and what comes meanwhile counts as [`Incoming`].
@@ -29,20 +30,22 @@ pub(super) struct Reader {
     pub(super) node: NodeId,
     pub(super) subjects: Arc<Subjects>,
     pub(super) budget: Budget,
-    pub(super) asks: Asks,
     pub(super) incoming: Incoming,
+    pub(super) asking: Asking,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) serve: Rc<dyn Fn(Call)>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) data: mpsc::Sender<Parcel>,
     pub(super) traffic: Traffic,
-    /// One for all subscriptions, as is the next.
-    pub(super) seen: Rc<RefCell<Connections>>,
-    pub(super) warned_at: Rc<Cell<Option<Instant>>>,
+    /// One for all subscriptions.
+    pub(super) epochs: Rc<RefCell<Epochs>>,
 }
 
-/// How often to say that somebody else uses this node's id.
-const DOUBLE_WARNED_EVERY: Duration = Duration::from_secs(10);
+/// Messages with this node's id, of which it sent none.
+static DOUBLES: Seldom = Seldom::new();
+
+/// Connections that were claimed in the name of a node, and were none of its own.
+static FORGED: Seldom = Seldom::new();
 
 /// For how long a node that stops looks how many requests come.
 const LOOK: Duration = Duration::from_millis(100);
@@ -173,23 +176,28 @@ impl Reader {
                 true => Err(AskError::NobodyListens),
                 false => Ok(message.payload),
             };
-            return self.asks.answer(number, reply);
+            return self.asking.application_answers(number, reply);
         }
         let number = Subjects::call_of(&message.subject);
         if message.no_responders {
-            if let Some(number) = number {
-                self.input(Input::NoResponders(number)).await;
+            let Some(number) = number else { return };
+            match self.asking.nobody_listens(number) {
+                Found::One(node) => self.input(Input::NotListening(node)).await,
+                Found::Several => {}
+                Found::Nothing => self.input(Input::NoResponders(number)).await,
             }
             return;
         }
         let responder = self.responder(&message);
         let bytes = message.payload.len();
-        let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
+        let Ok(Envelope { origin, body, .. }) = self.decode_current(message) else {
             return;
         };
         match (body, number, responder) {
             (Body::Answer(answer), Some(number), _) => {
-                self.input(Input::Answer(number, origin, answer)).await;
+                if self.asking.answer(number, origin, answer) == Found::Nothing {
+                    self.input(Input::Answer(number, origin)).await;
+                }
             }
             (Body::Request(Request::Probe), _, Some(responder)) => responder.respond(Answer::Pong),
             // Whoever asks does not wait in vain.
@@ -247,13 +255,17 @@ impl Reader {
     }
 
     async fn on_heartbeat(&self, message: Message) {
-        let Envelope { origin, body, .. } = match self.decode(message) {
+        let envelope = match self.decode(message) {
             Ok(envelope) => envelope,
             Err(Unread::Stranger(node, version)) => {
                 return self.input(Input::Stranger(node, version)).await;
             }
             Err(Unread::Dropped) => return,
         };
+        if !self.confirm(&envelope).await {
+            return;
+        }
+        let Envelope { origin, body, .. } = envelope;
         match body {
             Body::Heartbeat(heartbeat) => self.input(Input::Heartbeat(origin, heartbeat)).await,
             Body::Goodbye => self.input(Input::Goodbye(origin)).await,
@@ -266,7 +278,7 @@ impl Reader {
         let subject = message.subject.clone();
         let bytes = message.payload.len();
         let responder = self.responder(&message);
-        let Ok(Envelope { origin, body, .. }) = self.decode(message) else {
+        let Ok(Envelope { origin, body, .. }) = self.decode_current(message) else {
             return;
         };
         match body {
@@ -340,21 +352,63 @@ impl Reader {
                 _ => Unread::Dropped,
             }
         })?;
-        let Envelope {
-            origin, connection, ..
-        } = envelope;
         // No echo, so it is somebody else who uses this node's id.
-        if origin == self.node {
+        if envelope.origin == self.node {
             self.refuse(&"a foreign message with this node's id");
             self.warn_of_a_double();
             return Err(Unread::Dropped);
         }
-        if !self.seen.borrow_mut().is_latest(origin, connection) {
-            metrics::counter!("unisono_bus_late_total").increment(1);
-            debug!(node = %origin, "bus message dropped: too late");
+        Ok(envelope)
+    }
+
+    /// As [`Reader::decode`], of what comes in the order of its node's connections.
+    fn decode_current(&self, message: Message) -> Result<Envelope, Unread> {
+        let envelope = self.decode(message)?;
+        let (origin, connection) = (envelope.origin, envelope.connection);
+        if !self.epochs.borrow_mut().is_current(origin, connection) {
+            self.late(origin);
             return Err(Unread::Dropped);
         }
         Ok(envelope)
+    }
+
+    /// Says whether a heartbeat, or a goodbye, counts.
+    async fn confirm(&self, envelope: &Envelope) -> bool {
+        let Envelope {
+            origin, connection, ..
+        } = *envelope;
+        let heard = match envelope.body {
+            Body::Heartbeat(_) => {
+                let now = Instant::now();
+                self.epochs.borrow_mut().heartbeat(origin, connection, now)
+            }
+            _ if self.epochs.borrow_mut().is_current(origin, connection) => Heard::Now,
+            _ => Heard::Late,
+        };
+        match heard {
+            Heard::Now => true,
+            Heard::Late => {
+                self.late(origin);
+                false
+            }
+            Heard::Restored => {
+                metrics::counter!("unisono_bus_forged_total").increment(1);
+                if let Some(times) = FORGED.add(Instant::now(), 1) {
+                    warn!(node = %origin, connection, times, "somebody claimed a later connection to the bus in the name of a node: what the node sent meanwhile was dropped, and sockets are told of the gap");
+                }
+                self.event(Event::Gap {
+                    rooms: None,
+                    reason: "bus_outage",
+                })
+                .await;
+                true
+            }
+        }
+    }
+
+    fn late(&self, node: NodeId) {
+        metrics::counter!("unisono_bus_late_total").increment(1);
+        debug!(%node, "bus message dropped: too late");
     }
 
     /// What a later version says, and this one does not know.
@@ -369,14 +423,8 @@ impl Reader {
 
     /// Ids are random, so it is no accident: somebody forges messages, or runs a copy of this process's memory.
     fn warn_of_a_double(&self) {
-        let now = Instant::now();
-        if self
-            .warned_at
-            .get()
-            .is_none_or(|at| now - at > DOUBLE_WARNED_EVERY)
-        {
-            self.warned_at.set(Some(now));
-            warn!(node = %self.node, "somebody else uses this node's id on the bus");
+        if let Some(messages) = DOUBLES.add(Instant::now(), 1) {
+            warn!(node = %self.node, messages, "somebody else uses this node's id on the bus");
         }
     }
 

@@ -12,13 +12,17 @@ use proto::envelope::{Body, Envelope};
 use proto::{Audience, NodeId, RoomName, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::reader::{Kind, Reader};
 use super::{Parcel, RoomOp, Traffic, What, audiences, lock};
 use crate::interest::give_back;
 use crate::missed::Missed;
-use crate::{Bus, LinkState, Outgoing, PublishError, Subject, Subjects};
+use crate::{Bus, LinkState, Outgoing, PublishError, Seldom, Subject, Subjects};
+
+/// Messages that the bus did not take.
+static UNSENT: Seldom = Seldom::new();
 
 /// Hands messages over to the bus.
 pub(super) struct Writer<B> {
@@ -312,7 +316,9 @@ impl<B: Bus> Writer<B> {
         let sent = self.bus.publish(outgoing).await;
         if let Err(error) = sent {
             metrics::counter!("unisono_bus_dropped_total").increment(1);
-            warn!(%error, "a message was not sent");
+            if let Some(messages) = UNSENT.add(Instant::now(), 1) {
+                warn!(%error, messages, "messages were not sent");
+            }
         }
         sent
     }

@@ -118,6 +118,7 @@ impl World {
             lingering_rooms_max: 10_000,
             queue_messages_max: 8_192,
             incoming_bytes_max: 64 << 20,
+            pending_max: 65_536,
         };
         let load = Load {
             sockets: 10_000,

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::{Accept, Frame, HandlerError, Message, Refuse, Reply, Socket};
 use crate::handshake::Handshake;
+use crate::seldom::Seldom;
 use crate::unisono::Unisono;
 
 type Running<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -36,6 +37,11 @@ pub struct Handlers {
     close: Option<Handler<Close>>,
     pub(super) handshake: Option<HandshakeHandler>,
 }
+
+/// Handlers that failed, for whatever any client may send again and again.
+static FAILED: Seldom = Seldom::new();
+static LATE: Seldom = Seldom::new();
+static PANICKED: Seldom = Seldom::new();
 
 /// Something for a handler to do.
 pub enum Job {
@@ -152,18 +158,24 @@ impl Handlers {
             let (outcome, done) = match AssertUnwindSafe(limited).catch_unwind().await {
                 Ok(Ok(Ok(data))) => ("ok", Ok(data)),
                 Ok(Ok(Err(error))) => {
-                    if let Some(source) = error.source() {
-                        warn!(handler = %what, error = %source, "a handler failed");
+                    if let Some(source) = error.source()
+                        && let Some(times) = FAILED.add(Instant::now(), 1)
+                    {
+                        warn!(handler = %what, error = %source, times, "a handler failed");
                     }
                     ("error", Err(error))
                 }
                 Ok(Err(_)) => {
-                    warn!(handler = %what, ?limit, "a handler took too long");
+                    if let Some(times) = LATE.add(Instant::now(), 1) {
+                        warn!(handler = %what, ?limit, times, "a handler took too long");
+                    }
                     let late = HandlerError::new("the handler took too long");
                     ("timeout", Err(late))
                 }
                 Err(_) => {
-                    warn!(handler = %what, "a handler panicked");
+                    if let Some(times) = PANICKED.add(Instant::now(), 1) {
+                        warn!(handler = %what, times, "a handler panicked");
+                    }
                     ("panic", Err(HandlerError::new("the handler failed")))
                 }
             };

@@ -163,6 +163,8 @@ pub const TABLE: &[Metric] = &[
     counter("unisono_bus_refused_total", Unit::Count, "Messages from NATS that cannot be understood: of another version, or from somebody else"),
     counter("unisono_bus_skipped_total", Unit::Count, "Messages of newer nodes that this one does not know and need not: no error while a cluster is upgraded"),
     counter("unisono_bus_late_total", Unit::Count, "Messages of a node that came after it had gone on over another connection and had told that they are lost"),
+    counter("unisono_bus_forged_total", Unit::Count, "Times that somebody claimed a later connection in the name of a node, whose messages were dropped until its heartbeats showed that"),
+    counter("unisono_bus_errors_total", Unit::Count, "Errors that the NATS server told, such as a right that is missing, and connections that failed"),
     counter("unisono_bus_overflows_total", Unit::Count, "Times that this node read from NATS too slowly and missed something"),
 
     counter("unisono_thread_cpu_seconds_total", Unit::Seconds, "CPU time of the thread of the node actor, of the bus, of each worker, and of the one that speaks to applications; on Linux")

@@ -112,6 +112,33 @@ async fn garbage_for_the_api_is_answered_and_nothing_else() {
     nothing_happened(&sandbox, &mut clients, &connections).await;
 }
 
+/// One envelope with a later connection in it makes all that its victim sends late, but not for ever.
+#[tokio::test]
+async fn a_forged_connection_silences_a_node_for_some_heartbeats_only() {
+    let sandbox = Sandbox::config().nodes(2).cluster(FAST).start().await;
+    let mut listener = sandbox.client(1, "/x").await;
+    let victim = sandbox.ids().await[0].clone();
+    let victim = NodeId::parse(&victim).expect("an id");
+    let stranger = sandbox.nats[0].connect().await;
+    // The first is too far away to be believed at all.
+    for connection in [u64::MAX, 5_000] {
+        let forged = wire::encode(&Envelope {
+            origin: victim,
+            connection,
+            body: Body::Goodbye,
+        });
+        let sent = stranger.publish("unisono.all", forged).await;
+        sent.expect("the server takes it");
+    }
+    stranger.flush().await.expect("the server is there");
+
+    listener.expect("unisono:gap").await;
+    sandbox.api(0).publish("/x", "heard again", json!(1)).await;
+    listener.expect("heard again").await;
+    let metrics = sandbox.nodes[1].metrics().await;
+    assert_eq!(metrics.get("unisono_bus_forged_total"), 1.0);
+}
+
 /// To have one's id used by another cannot happen by accident: ids are drawn at random at every start. Whoever does it
 /// on purpose is heard by the others, as anybody is who may speak on the nodes' subjects; the node itself does not listen.
 #[tokio::test]
