@@ -59,7 +59,7 @@ pub enum Report {
     Confirmed(oneshot::Sender<Gathered>),
 }
 
-/// A worker has its first member, or waits for it.
+/// A worker has its first member, or waits for it; and for each other socket that waits, again.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Occupied {
@@ -115,6 +115,8 @@ pub struct Node {
     gathered: Vec<(u64, Publish)>,
     /// Rooms that wait, because there are too many in one second, by the sockets that brought them.
     newcomers: Turns<SocketId, Newcomer>,
+    /// With more, those are looked for that wait in vain.
+    newcomers_max: usize,
     tickets: u32,
     /// They will have their turns in a moment.
     turns_planned: bool,
@@ -145,7 +147,7 @@ struct Newcomer {
     ticket: u32,
 }
 
-/// What may wait in vain before it is looked for, beside as many as there are rooms.
+/// What may wait in vain before it is looked for, beside twice as many as do not.
 const NEWCOMERS_SLACK: usize = 1_024;
 
 /// How often rooms have their turns: at 5,000 in a second, ten at a time.
@@ -221,6 +223,9 @@ impl Handler<Occupied> for Node {
                 self.shared.cluster.hold(Held::Room(room.clone()), true);
             }
             self.want(room, by, ctx);
+        } else if entry.ticket != 0 {
+            let ticket = entry.ticket;
+            self.wait(by, Newcomer { room, ticket }, ctx);
         } else if entry.ready {
             self.tell_ready(&room, 1 << worker);
         }
@@ -394,6 +399,7 @@ impl Node {
         let limit = shared.config.sockets.first_join_limit();
         Self {
             newcomers: Turns::new(limit, Instant::now()),
+            newcomers_max: NEWCOMERS_SLACK,
             tickets: 0,
             turns_planned: false,
             shared,
@@ -417,10 +423,16 @@ impl Node {
             entry.ticket = self.tickets;
         }
         let ticket = self.tickets;
-        self.newcomers.wait(by, Newcomer { room, ticket });
-        if self.newcomers.len() > 2 * self.rooms.len() + NEWCOMERS_SLACK {
+        self.wait(by, Newcomer { room, ticket }, ctx);
+    }
+
+    /// Waits for the turn of that socket, or of another that wants the room, too.
+    fn wait(&mut self, by: SocketId, newcomer: Newcomer, ctx: &mut Context<Self>) {
+        self.newcomers.wait(by, newcomer);
+        if self.newcomers.len() > self.newcomers_max {
             let rooms = &self.rooms;
             self.newcomers.retain(|newcomer| waits(rooms, newcomer));
+            self.newcomers_max = 2 * self.newcomers.len() + NEWCOMERS_SLACK;
         }
         meters::first_joins_waiting(self.newcomers.len());
         self.plan_turns(TURN, ctx);

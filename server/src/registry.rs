@@ -558,7 +558,18 @@ impl Registry {
         }
         let worker = self.worker;
         let entry = match self.rooms.entry(room.clone()) {
-            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Occupied(entry) => {
+                let entry = entry.into_mut();
+                if !entry.ready {
+                    // Where the room waits for its turn, it may come earlier with those of this socket.
+                    self.node.do_send(Occupied {
+                        room: room.clone(),
+                        worker,
+                        by: id,
+                    });
+                }
+                entry
+            }
             Entry::Vacant(entry) => {
                 if self.shared.places.enter(room).is_err() {
                     return self.refuse(id, room, done);
