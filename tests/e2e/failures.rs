@@ -171,6 +171,63 @@ async fn says_no_while_held_up(part: &str, thread: &str) {
     a.ack("unisono:ping", Value::Null).await;
 }
 
+/// What comes from other nodes meanwhile waits within a bound, and what has no room is counted and told.
+#[tokio::test]
+async fn a_flood_for_a_node_that_is_held_up_stays_within_its_bound() {
+    let config = Sandbox::config().nodes(2).example("failures");
+    let config = config.cluster("incoming_bytes = \"4MiB\"\n");
+    let config = config.toml("[sockets]\ninflight_bytes = \"16MiB\"\nqueue_bytes = \"64MiB\"\n");
+    let mut sandbox = config.start().await;
+    let mut member = sandbox.client(1, "/x").await;
+    let mut breaker = sandbox.client(1, "/y").await;
+    let large = "x".repeat(256 * 1024);
+    let flood = async |sandbox: &Sandbox, messages: usize| {
+        let body = json!({"room": "/x", "event": "flood", "data": large});
+        let mut taken = 0;
+        while taken < messages {
+            // Too many at a time are answered 503.
+            let answer = sandbox.api(0).post("publish", body.clone()).await;
+            taken += usize::from(answer.status == 200);
+        }
+    };
+    flood(&sandbox, 1).await;
+    member.expect("flood").await;
+    let before = sandbox.nodes[1].process().memory_kib();
+
+    breaker
+        .send("fail", json!({"part": "node", "block_ms": 12_000}))
+        .await;
+    eventually("too much waits", async || {
+        flood(&sandbox, 8).await;
+        let metrics = sandbox.nodes[1].metrics().await;
+        let waiting = metrics.get("unisono_incoming_bytes");
+        let dropped = metrics.get("unisono_bus_overflows_total");
+        assert!(waiting <= 4.0 * 1024.0 * 1024.0, "{waiting}");
+        (dropped > 0.0).then_some(()).ok_or((waiting, dropped))
+    })
+    .await;
+    flood(&sandbox, 400).await;
+    let after = sandbox.nodes[1].process().memory_kib();
+
+    assert!(after < before + 40 * 1024, "{before} KiB, then {after} KiB");
+    let gap = loop {
+        let event = member.next().await;
+        if event.event == "unisono:gap" {
+            break event.data;
+        }
+    };
+    assert_eq!(gap["reason"], "overload");
+    eventually("nothing waits", async || {
+        let metrics = sandbox.nodes[1].metrics().await;
+        let waiting = metrics.get("unisono_incoming_bytes");
+        (waiting == 0.0).then_some(()).ok_or(waiting)
+    })
+    .await;
+    // It was never taken for dead: what nodes say to each other has room of its own.
+    let nodes = sandbox.api(0).nodes().await;
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(2), "{nodes}");
+}
+
 // === logs that cannot be written ===
 
 #[tokio::test]
