@@ -136,7 +136,7 @@ pub const TAILS_MAX: usize = 8;
 const LEASES_MAX: usize = 64;
 
 /// How long a lease lasts that nobody renews.
-const LEASE: Duration = Duration::from_secs(5);
+pub const LEASE: Duration = Duration::from_secs(5);
 
 /// The longest that a node lets who asks wait for something to happen.
 const WAIT_MAX: Duration = Duration::from_secs(1);

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use url::form_urlencoded;
 
 use super::{ApiError, Handle};
-use crate::tail::{DATA_BYTES, DATA_BYTES_FULL, FILTERS_MAX, Filter, TAILS_MAX};
+use crate::tail::{DATA_BYTES, DATA_BYTES_FULL, FILTERS_MAX, Filter, LEASE, TAILS_MAX};
 use crate::unisono::Unisono;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -199,7 +199,7 @@ impl Watch {
                     let before = if page.seen < seen { 0 } else { seen };
                     let missed = page.seen.saturating_sub(before + shown);
                     seen = page.seen;
-                    self.tell(page.lines, missed, &named).await
+                    self.tell_and_renew(page.lines, missed, node).await
                 }
                 Look::Gone | Look::Refused if met => {
                     let _ = self.say(&json!({"kind": "down", "node": named})).await;
@@ -233,6 +233,26 @@ impl Watch {
             Ok(_) | Err(CallError::Unsupported) => Look::Refused,
             Err(CallError::NodeGone) => Look::Gone,
             Err(CallError::Timeout) => Look::Silent,
+        }
+    }
+
+    /// Tells, for as long as the reader takes. Meanwhile the lease is renewed, which would end with the count of what was
+    /// missed; the lines of those looks count as missed, as the next page shows by the number of all.
+    async fn tell_and_renew(
+        &self,
+        lines: Vec<Bytes>,
+        missed: u64,
+        node: NodeId,
+    ) -> Result<(), Closed> {
+        let named = node.to_string();
+        let mut telling = std::pin::pin!(self.tell(lines, missed, &named));
+        loop {
+            tokio::select! {
+                told = &mut telling => return told,
+                () = tokio::time::sleep(LEASE / 3) => {
+                    self.look(node, Duration::ZERO).await;
+                }
+            }
         }
     }
 
