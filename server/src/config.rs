@@ -868,6 +868,7 @@ impl Config {
         );
         for (value, key) in [
             (cluster.queue_messages, "cluster.queue_messages"),
+            (cluster.pending_requests, "cluster.pending_requests"),
             (
                 cluster.subscription_messages,
                 "cluster.subscription_messages",
