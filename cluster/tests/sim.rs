@@ -633,7 +633,7 @@ fn a_confirmed_publication_counts_sockets_on_every_node() {
     });
 }
 
-/// Confirmed or not, awaited or not: what one caller sends leaves in the order of its calls.
+/// Confirmed or not, awaited or not: what one caller sends to one room, or to everybody, leaves in the order of its calls.
 #[test]
 fn confirmed_and_plain_publications_arrive_in_the_order_of_the_calls() {
     story(async || {
@@ -641,30 +641,30 @@ fn confirmed_and_plain_publications_arrive_in_the_order_of_the_calls() {
         sim.cluster(1).want(room("r"));
         sleep(A_WHILE).await;
         let budget = Budget::new(1 << 20);
-        let mut waiting = Vec::new();
-        let mut sent = Vec::new();
-        for number in 0..100 {
-            let text = number.to_string();
-            let publication = match number % 2 {
-                0 => to_room("r", &text),
-                _ => to_all(&text),
-            };
-            sent.push(text);
-            if number % 3 == 0 {
-                let permit = budget.try_acquire(1).expect("there is room");
-                let publication = Publication {
-                    confirm: true,
-                    ..publication
-                };
-                waiting.push(sim.cluster(0).publish_confirmed(publication, permit));
-            } else {
-                sim.cluster(0).publish(publication, None);
+        let to_r = |text: &str| to_room("r", text);
+        for to in [&to_r as &dyn Fn(&str) -> Publication, &to_all] {
+            let mut waiting = Vec::new();
+            let mut sent = Vec::new();
+            for number in 0..100 {
+                let text = number.to_string();
+                let publication = to(&text);
+                sent.push(text);
+                if number % 3 == 0 {
+                    let permit = budget.try_acquire(1).expect("there is room");
+                    let publication = Publication {
+                        confirm: true,
+                        ..publication
+                    };
+                    waiting.push(sim.cluster(0).publish_confirmed(publication, permit));
+                } else {
+                    sim.cluster(0).publish(publication, None);
+                }
             }
-        }
-        sleep(A_WHILE).await;
-        assert_eq!(sim.texts(1), sent);
-        for confirmed in waiting {
-            assert_eq!(confirmed.await.answers.len(), 1);
+            sleep(A_WHILE).await;
+            assert_eq!(sim.texts(1), sent);
+            for confirmed in waiting {
+                assert_eq!(confirmed.await.answers.len(), 1);
+            }
         }
     });
 }

@@ -320,7 +320,6 @@ async fn what_comes_behind_the_last_request_is_not_done() {
 
         let response = wire.response().await;
         assert_eq!(response.status, 200);
-        assert_eq!(response.header("connection"), Some("close"));
         wire.expect_eof().await;
     }
 

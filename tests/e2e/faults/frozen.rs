@@ -84,8 +84,8 @@ async fn flooded(nats: NatsConfig, cluster: &str) {
     let config = Sandbox::config().nodes(2).nats(nats);
     let config = config.cluster(&format!("{FAST}{cluster}"));
     let mut sandbox = config.start().await;
-    // Each is allowed a thousand messages a second.
-    let pace = Duration::from_millis(1);
+    // A busy machine can take as many. Too much is what gathers while the node stands still.
+    let pace = Duration::from_millis(5);
     let mut talkers = vec![];
     for _ in 0..4 {
         talkers.push(Witness::talking(sandbox.client(0, "/x").await, pace));
